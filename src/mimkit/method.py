@@ -1,0 +1,90 @@
+"""The step: one equation that every method is an instance of.
+
+    loss(x) = Σ_levels  mean over hidden cells of  distance( decode(readout(encode(x, mask))), target(x) )
+
+Shapes: B batch, C image channels, H W pixels, h w cells of a level, V values of a cell.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mimkit.backbones import Encoder
+from mimkit.losses import Distance, masked_mean
+from mimkit.masks import Mask, MaskSampler
+from mimkit.readouts import Readout
+from mimkit.targets import Target
+from mimkit.views import Normalization
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What one step gives.
+
+    Args:
+        loss: scalar, the sum of the levels.
+        per_level: a scalar for each level.
+        predictions: [B, h, w, V] for each level, for all cells.
+        mask: what was hidden.
+    """
+
+    loss: Tensor
+    per_level: list[Tensor]
+    predictions: list[Tensor]
+    mask: Mask
+
+
+class Method(nn.Module):
+    """A masked-image-modelling method, composed of its parts (`mimkit.recipes` composes the published ones)."""
+
+    def __init__(
+        self,
+        *,
+        mask: MaskSampler,
+        encoder: Encoder,
+        readout: Readout,
+        decoders: list[nn.Module],
+        target: Target,
+        distance: Distance,
+        normalization: Normalization,
+    ) -> None:
+        super().__init__()
+        self.mask = mask
+        self.encoder = encoder
+        self.readout = readout
+        self.decoders = nn.ModuleList(decoders)
+        self.target = target
+        self.distance = distance
+        self.normalization = normalization
+
+    def forward(self, images: Tensor, mask: Mask | None = None, keys: Tensor | None = None) -> Output:
+        """One step.
+
+        Args:
+            images: [B, C, H, W], either uint8 pixels or floats already normalised.
+            mask: what to hide; left out, the method draws its own.
+            keys: int64 [B], the draws to take: the same keys give the same masks. Left out, they come from torch's
+                global generator.
+        """
+        if images.dtype == torch.uint8:
+            images = self.normalization.from_bytes(images)
+        if mask is None:
+            if keys is None:
+                keys = torch.randint(2**62, (len(images),), device=images.device)
+            mask = self.mask.sample(keys, (images.shape[-2], images.shape[-1]), self.encoder.cell)
+
+        latents = self.encoder(images, mask, self.readout.taps)
+        levels = self.readout(latents, self.encoder.norm)
+        predictions = [decode(level) for decode, level in zip(self.decoders, levels, strict=True)]
+
+        per_level = []
+        for prediction in predictions:
+            grid = prediction.shape[1], prediction.shape[2]
+            distances = self.distance(prediction.float(), self.target(images, grid))
+            per_level.append(masked_mean(distances, mask.on(grid)))
+        return Output(loss=torch.stack(per_level).sum(), per_level=per_level, predictions=predictions, mask=mask)
+
+    def scalars(self) -> dict[str, float]:
+        """What the log should follow beside the loss."""
+        return self.readout.scalars()

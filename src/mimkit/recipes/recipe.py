@@ -1,0 +1,66 @@
+"""A method on paper: which parts, and the values it is trained with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from mimkit.backbones import Encoder
+from mimkit.grids import Grid, grid_for
+from mimkit.losses import Distance
+from mimkit.masks import MaskSampler
+from mimkit.method import Method
+from mimkit.readouts import Readout
+from mimkit.targets import Target
+from mimkit.train import Train
+from mimkit.views import Normalization, View
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The seven parts of a method, and how it is trained. Nothing is built until `build`.
+
+    Args:
+        view: the training crop.
+        mask: draws what is hidden.
+        encoder: makes the encoder for (image size, channels).
+        readout: makes the readout for an encoder.
+        decoder: makes one level's decoder from (latent width, values per cell, grid).
+        target: what is reconstructed.
+        distance: between prediction and target.
+        train: the values it is trained with.
+        image_size: (H, W) pixels.
+        channels: image channels.
+    """
+
+    view: View
+    mask: MaskSampler
+    encoder: Callable[[tuple[int, int], int], Encoder]
+    readout: Callable[[Encoder], Readout]
+    decoder: Callable[[int, int, Grid], nn.Module]
+    target: Target
+    distance: Distance
+    train: Train
+    image_size: tuple[int, int] = (224, 224)
+    channels: int = 3
+
+
+def build(recipe: Recipe) -> Method:
+    """The recipe's parts with fresh weights from torch's global generator, composed.
+
+    Raises:
+        ValueError: parts that do not fit each other or the image size.
+    """
+    encoder = recipe.encoder(recipe.image_size, recipe.channels)
+    readout = recipe.readout(encoder)
+    grid = grid_for(recipe.image_size, encoder.cell)
+    values = recipe.target.values(encoder.cell, recipe.channels)
+    return Method(
+        mask=recipe.mask,
+        encoder=encoder,
+        readout=readout,
+        decoders=[recipe.decoder(encoder.dim, values, grid)],
+        target=recipe.target,
+        distance=recipe.distance,
+        normalization=Normalization.for_channels(recipe.channels),
+    )

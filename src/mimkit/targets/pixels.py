@@ -1,0 +1,64 @@
+"""The pixels of a cell, raw or normalised by the cell's own mean and deviation.
+
+Shapes: B batch, C image channels, H W pixels, h w cells, p side of a cell in pixels.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from mimkit.grids import Grid, patchify, unpatchify
+
+
+class Target(Protocol):
+    """Images in, values to predict out."""
+
+    def values(self, cell: int, channels: int) -> int:
+        """How many values one cell of `cell` x `cell` pixels has."""
+
+    def __call__(self, images: Tensor, grid: Grid) -> Tensor:
+        """Normalised images float32 [B, C, H, W] to [B, h, w, values]."""
+
+    def picture(self, prediction: Tensor, images: Tensor) -> Tensor | None:
+        """A prediction [B, h, w, values] as normalised images [B, C, H, W]; None where it has no picture.
+
+        `images` gives what the prediction leaves out (a cell's mean and deviation), so a picture is no pure
+        prediction where the target is normalised.
+        """
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """p·p·C pixel values of each cell (MAE §3).
+
+    Args:
+        normalized: subtract the cell's mean and divide by its deviation, jointly over all p·p·C values, with the
+            unbiased variance and 1e-6 under the root, as MAE publishes it.
+    """
+
+    normalized: bool = True
+
+    def values(self, cell: int, channels: int) -> int:
+        return cell * cell * channels
+
+    def __call__(self, images: Tensor, grid: Grid) -> Tensor:
+        cells = patchify(images, grid)
+        return normalize_cells(cells, cells) if self.normalized else cells
+
+    def picture(self, prediction: Tensor, images: Tensor) -> Tensor:
+        if self.normalized:
+            mean, deviation = cell_statistics(patchify(images, (prediction.shape[1], prediction.shape[2])))
+            prediction = prediction * deviation + mean
+        return unpatchify(prediction, channels=images.shape[1])
+
+
+def cell_statistics(cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each cell, [..., 1]."""
+    return cells.mean(dim=-1, keepdim=True), (cells.var(dim=-1, keepdim=True) + 1e-6).sqrt()
+
+
+def normalize_cells(cells: Tensor, reference: Tensor) -> Tensor:
+    """Cells [..., n] less the mean, over the deviation, of the reference's cells."""
+    mean, deviation = cell_statistics(reference)
+    return (cells - mean) / deviation
