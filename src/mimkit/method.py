@@ -66,6 +66,10 @@ class Method(nn.Module):
             mask: what to hide; left out, the method draws its own.
             keys: int64 [B], the draws to take: the same keys give the same masks. Left out, they come from torch's
                 global generator.
+
+        Raises:
+            ValueError: the mask is for another number of images, its grid does not nest with the encoder's, or bytes
+                have another number of channels than the normalisation.
         """
         if images.dtype == torch.uint8:
             images = self.normalization.from_bytes(images)
@@ -73,6 +77,8 @@ class Method(nn.Module):
             if keys is None:
                 keys = torch.randint(2**62, (len(images),), device=images.device)
             mask = self.mask.sample(keys, (images.shape[-2], images.shape[-1]), self.encoder.cell)
+        if len(mask.hidden) != len(images):
+            raise ValueError(f"a mask for {len(mask.hidden)} images was given with {len(images)} images")
 
         latents = self.encoder(images, mask, self.readout.taps)
         levels = self.readout(latents, self.encoder.norm)

@@ -94,5 +94,5 @@ def health(features: Tensor) -> dict[str, float]:
     unit = torch.nn.functional.normalize(features, dim=1)
     return {
         "effective_rank": float(torch.exp(-(shares * shares.log()).sum())),
-        "feature_std": float(unit.std(dim=0).mean() * features.shape[1] ** 0.5),
+        "feature_std": float(unit.std(dim=0, correction=0).mean() * features.shape[1] ** 0.5),
     }

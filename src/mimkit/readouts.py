@@ -54,12 +54,14 @@ class Fused(nn.Module):
     def __init__(self, encoder: Encoder, taps: Sequence[int] | None = None) -> None:
         super().__init__()
         if taps is None:
-            taps = [tap * encoder.depth // 12 for tap in (0, 2, 4, 6, 8)] + [encoder.depth - 1]
+            spread = {tap * encoder.depth // 12 for tap in (0, 2, 4, 6, 8)}  # fewer than five where blocks are few
+            taps = [*sorted(spread - {encoder.depth - 1}), encoder.depth - 1]
         self.taps = tuple(taps)
-        self.projections = nn.ModuleList(nn.Linear(encoder.dim, encoder.dim) for _ in self.taps[:-1])
-        for projection in self.projections:
+        projections = [nn.Linear(encoder.dim, encoder.dim) for _ in self.taps[:-1]]
+        for projection in projections:
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
+        self.projections = nn.ModuleList(projections)
         self.weights = nn.Parameter(torch.ones(len(self.taps)))
 
     def forward(self, latents: list[Latent], norm: nn.Module) -> list[Latent]:

@@ -14,6 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 Size = tuple[int, int]  # height, width
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+MOST_ELONGATED = 16
 
 
 class View(Protocol):
@@ -52,6 +55,8 @@ class Normalization:
         return self.apply(images.float() / 255)
 
     def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        if like.shape[-3] != len(self.mean):  # one channel would be broadcast to three without a word
+            raise ValueError(f"images of {like.shape[-3]} channels, but a normalisation for {len(self.mean)}")
         values = torch.tensor([self.mean, self.std], dtype=torch.float32, device=like.device)
         return values[0, :, None, None], values[1, :, None, None]
 
@@ -70,6 +75,9 @@ class RandomResizedCrop:
         ratio: bounds of its width over its height, drawn log-uniformly.
         interpolation: Pillow's filter, antialiased.
         flip: probability of a left-right flip.
+
+    Raises:
+        ValueError: bounds out of order, or not above 0, or a share above 1.
     """
 
     scale: tuple[float, float] = (0.2, 1.0)
@@ -77,18 +85,25 @@ class RandomResizedCrop:
     interpolation: Image.Resampling = Image.Resampling.BICUBIC
     flip: float = 0.5
 
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"a crop's scale must rise within 0 and 1, got {self.scale}")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"a crop's ratio must rise from above 0, got {self.ratio}")
+
     def __call__(self, image: Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray:
         box = self.box(image.width, image.height, rng)
-        return _flip(np.asarray(image.crop(box).resize(size[::-1], self.interpolation)), self.flip, rng)
+        image = _cut(image, box).resize(size[::-1], self.interpolation)
+        return _pixels(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < self.flip else image)
 
-    def box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) in pixels."""
+    def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
+        """Where to cut an image of that size, in pixels."""
         for _ in range(10):
-            area = width * height * rng.uniform(*self.scale)
-            ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            area = width * height * _between(*self.scale, rng)
+            ratio = math.exp(_between(math.log(self.ratio[0]), math.log(self.ratio[1]), rng))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
-                left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+                left, top = _below(width - w + 1, rng), _below(height - h + 1, rng)
                 return left, top, left + w, top + h
         w, h = width, height
         if width / height < self.ratio[0]:
@@ -119,8 +134,9 @@ class SimpleResizedCrop:
         pixels = np.asarray(cover(image, size, self.interpolation))
         padding = min(self.padding, pixels.shape[0] - 1, pixels.shape[1] - 1)
         pixels = np.pad(pixels, ((padding, padding), (padding, padding), (0, 0))[: pixels.ndim], mode="reflect")
-        top, left = (int(rng.integers(have - want + 1)) for have, want in zip(pixels.shape, size, strict=False))
-        return _flip(pixels[top : top + size[0], left : left + size[1]], self.flip, rng)
+        top, left = (_below(have - want + 1, rng) for have, want in zip(pixels.shape[:2], size, strict=True))
+        pixels = pixels[top : top + size[0], left : left + size[1]]
+        return pixels[:, ::-1] if rng.random() < self.flip else pixels
 
 
 @dataclass(frozen=True)
@@ -131,16 +147,49 @@ class CenterCrop:
 
     def __call__(self, image: Image.Image, size: Size, rng: np.random.Generator | None = None) -> np.ndarray:
         image = cover(image, size, self.interpolation)
-        top, left = (image.height - size[0]) // 2, (image.width - size[1]) // 2
-        return np.asarray(image.crop((left, top, left + size[1], top + size[0])))
+        return _pixels(_cut(image, _middle(image.width, image.height, size[1], size[0])))
 
 
 def cover(image: Image.Image, size: Size, interpolation: Image.Resampling) -> Image.Image:
-    """The image resized, its shape kept, to the smallest that covers `size` (height, width)."""
-    factor = max(size[0] / image.height, size[1] / image.width)
-    height, width = max(size[0], round(image.height * factor)), max(size[1], round(image.width * factor))
+    """The image resized, its shape kept, to the smallest that covers `size` (height, width).
+
+    Of an image of more than 16:1 only the middle 16:1 is taken: a strip of 65000 x 1 pixels would grow to gigapixels.
+    """
+    width, height = min(image.width, MOST_ELONGATED * image.height), min(image.height, MOST_ELONGATED * image.width)
+    image = _cut(image, _middle(image.width, image.height, width, height))
+    if size[0] * width >= size[1] * height:
+        height, width = size[0], size[0] * width // height  # the longer side rounded down, as torchvision does
+    else:
+        height, width = size[1] * height // width, size[1]
     return image if (width, height) == image.size else image.resize((width, height), interpolation)
 
 
-def _flip(pixels: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:
-    return pixels[:, ::-1] if rng.random() < probability else pixels
+def _middle(width: int, height: int, w: int, h: int) -> Box:
+    """The central box of w x h pixels, the odd pixel placed as torchvision does."""
+    left, top = round((width - w) / 2), round((height - h) / 2)
+    return left, top, left + w, top + h
+
+
+def _cut(image: Image.Image, box: Box) -> Image.Image:
+    if box == (0, 0, image.width, image.height):
+        return image
+    width, height = box[2] - box[0], box[3] - box[1]
+    if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):  # Image.crop takes so large a box for a bomb
+        return image.transform((width, height), Image.Transform.EXTENT, box)
+    return image.crop(box)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """uint8 [H, W] or [H, W, C], its memory in the order [C, H, W] that a batch has: both copies are cheaper so."""
+    if image.mode != "RGB":
+        return np.asarray(image)
+    planes = b"".join([image.tobytes("raw", band) for band in "RGB"])
+    return np.frombuffer(planes, dtype=np.uint8).reshape(3, image.height, image.width).transpose(1, 2, 0)
+
+
+def _between(low: float, high: float, rng: np.random.Generator) -> float:
+    return low + (high - low) * rng.random()  # a third of the time of rng.uniform
+
+
+def _below(count: int, rng: np.random.Generator) -> int:
+    return int(count * rng.random())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import timm
 import torch
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -116,10 +117,12 @@ def create_visible_vit(
     options = {"img_size": image_size, "in_chans": channels, "drop_path_rate": drop_path, "dynamic_img_size": True}
     try:
         vit = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="", **options)
-    except TypeError as error:  # families without these options
+    except (TypeError, AssertionError) as error:  # families without these options; distilled DeiTs assert
         raise ValueError(f"{name} is no plain ViT that visible-only encoding can drive") from error
-    if not isinstance(vit, VisionTransformer) or type(vit).forward_features is not VisionTransformer.forward_features:
+    if type(vit) is not VisionTransformer:
         raise ValueError(f"{name} is a {type(vit).__name__}, no plain ViT that visible-only encoding can drive")
+    if type(vit.patch_embed) is not PatchEmbed:  # the kernels of a convolutional stem would see hidden pixels
+        raise ValueError(f"{name} embeds patches with a {type(vit.patch_embed).__name__}, which overlaps cells")
     patch = vit.patch_embed.patch_size
     if patch[0] != patch[1]:
         raise ValueError(f"{name} has patches of {patch[0]} x {patch[1]} pixels; cells must be square")
@@ -148,7 +151,7 @@ def init_like_mae(module: nn.Module) -> None:
 
 
 def suggest(name: str) -> str:
-    """", did you mean A, B?" for a misspelt timm name, or nothing."""
+    """The end of a sentence about a misspelt timm name: "; did you mean A or B?", or nothing."""
     from difflib import get_close_matches
 
     close = get_close_matches(name, timm.list_models(), n=3)

@@ -23,7 +23,7 @@ class Recipe:
     Args:
         view: the training crop.
         mask: draws what is hidden.
-        encoder: makes the encoder for (image size, channels).
+        encoder: makes the encoder, called with `image_size=(H, W)` and `channels=C`.
         readout: makes the readout for an encoder.
         decoder: makes one level's decoder from (latent width, values per cell, grid).
         target: what is reconstructed.
@@ -31,11 +31,12 @@ class Recipe:
         train: the values it is trained with.
         image_size: (H, W) pixels.
         channels: image channels.
+        paper, published: what `mimkit recipes` says of it.
     """
 
     view: View
     mask: MaskSampler
-    encoder: Callable[[tuple[int, int], int], Encoder]
+    encoder: Callable[..., Encoder]
     readout: Callable[[Encoder], Readout]
     decoder: Callable[[int, int, Grid], nn.Module]
     target: Target
@@ -43,6 +44,8 @@ class Recipe:
     train: Train
     image_size: tuple[int, int] = (224, 224)
     channels: int = 3
+    paper: str = ""
+    published: str = ""
 
 
 def build(recipe: Recipe) -> Method:
@@ -51,7 +54,7 @@ def build(recipe: Recipe) -> Method:
     Raises:
         ValueError: parts that do not fit each other or the image size.
     """
-    encoder = recipe.encoder(recipe.image_size, recipe.channels)
+    encoder = recipe.encoder(image_size=recipe.image_size, channels=recipe.channels)
     readout = recipe.readout(encoder)
     grid = grid_for(recipe.image_size, encoder.cell)
     values = recipe.target.values(encoder.cell, recipe.channels)

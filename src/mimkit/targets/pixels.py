@@ -14,11 +14,22 @@ from mimkit.grids import Grid, patchify, unpatchify
 class Target(Protocol):
     """Images in, values to predict out."""
 
+    @property
+    def picture_note(self) -> str:
+        """How `picture` makes its pictures, in one honest sentence."""
+
+    @property
+    def reference_names(self) -> tuple[str, ...]:
+        """Names of the images that `references` gives."""
+
     def values(self, cell: int, channels: int) -> int:
         """How many values one cell of `cell` x `cell` pixels has."""
 
     def __call__(self, images: Tensor, grid: Grid) -> Tensor:
         """Normalised images float32 [B, C, H, W] to [B, h, w, values]."""
+
+    def references(self, images: Tensor) -> list[Tensor]:
+        """Images worth showing beside the original, because the values are taken from them."""
 
     def picture(self, prediction: Tensor, images: Tensor) -> Tensor | None:
         """A prediction [B, h, w, values] as normalised images [B, C, H, W]; None where it has no picture.
@@ -45,6 +56,19 @@ class Pixels:
     def __call__(self, images: Tensor, grid: Grid) -> Tensor:
         cells = patchify(images, grid)
         return normalize_cells(cells, cells) if self.normalized else cells
+
+    @property
+    def picture_note(self) -> str:
+        if self.normalized:
+            return "Each predicted patch is given the mean and contrast of the true patch, which the target leaves out."
+        return "Pixels as predicted, nothing added."
+
+    @property
+    def reference_names(self) -> tuple[str, ...]:
+        return ()
+
+    def references(self, images: Tensor) -> list[Tensor]:
+        return []
 
     def picture(self, prediction: Tensor, images: Tensor) -> Tensor:
         if self.normalized:

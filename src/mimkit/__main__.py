@@ -1,0 +1,14 @@
+"""The program: `mimkit`, or `python -m mimkit` for torchrun."""
+
+import sys
+
+from mimkit.cli import main
+
+
+def run() -> None:
+    """Run one command and exit with its code."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

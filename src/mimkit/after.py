@@ -1,0 +1,105 @@
+"""What one does with a backbone: score it, take its features, look at its reconstructions."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mimkit import pictures, probes
+from mimkit.data import ImageList, find_images, split
+from mimkit.features import ImageEncoder, extract
+from mimkit.files import write_bytes
+from mimkit.pretrain import choose_device, choose_workers
+from mimkit.randomness import sample_keys
+from mimkit.settings import as_size
+from mimkit.sources import load_encoder, load_method
+
+
+def probe_source(
+    source: str,
+    data: Path,
+    kind: str,
+    held_out: float,
+    image_size: Sequence[int] | None,
+    device: str,
+    workers: int | None,
+) -> dict[str, Any]:
+    """Accuracies in percent, under "linear" and "knn", with the numbers of images and classes.
+
+    Raises:
+        ValueError: the data has no class folders, or no held-out images.
+    """
+    encoder = load_encoder(source, image_size=as_size(image_size))
+    train, test = split(data, held_out)
+    if train.labels is None or test.labels is None:
+        raise ValueError(f"--data {data} has no class folders: a probe needs labels")
+    if not len(test):
+        raise ValueError(f"--held-out {held_out} leaves no image of {data} to score on")
+    labelled = []
+    skipped = 0
+    for images in (train, test):
+        features, ids, bad = extract(encoder, images, device=choose_device(device), workers=choose_workers(workers))
+        labelled += [features, torch.from_numpy(images.labels)[ids]]
+        skipped += len(bad)
+    wanted = {"linear": probes.linear, "knn": probes.knn}
+    scores = {name: score(*labelled) for name, score in wanted.items() if kind in (name, "all")}
+    any_score = next(iter(scores.values()))
+    return {name: score.accuracy for name, score in scores.items()} | {
+        "train_images": any_score.train_images,
+        "test_images": any_score.test_images,
+        "classes": any_score.classes,
+        "skipped_images": skipped,
+        "source": source,
+        "data": str(data),
+        "readout": "mean of patch tokens after the final norm, nothing hidden",
+    }
+
+
+def embed_source(
+    source: str, data: Path, out: Path, image_size: Sequence[int] | None, device: str, workers: int | None
+) -> str:
+    """Write `out`, an .npz of features, paths and labels; returns one line that says so."""
+    encoder = load_encoder(source, image_size=as_size(image_size))
+    images = find_images(data)
+    features, ids, skipped = extract(encoder, images, device=choose_device(device), workers=choose_workers(workers))
+    kept: ImageList = images.take(ids.numpy())
+    arrays = {"features": features.numpy(), "paths": np.array(kept.paths)}
+    if kept.labels is not None and kept.classes is not None:
+        arrays |= {"labels": kept.labels, "classes": np.array(kept.classes)}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(out, buffer.getvalue())
+    more = f", {len(skipped)} unreadable images left out, the first: {': '.join(skipped[0])}" if skipped else ""
+    return f"{out}: {features.shape[0]} images x {features.shape[1]} features{more}"
+
+
+def reconstruct_images(
+    source: str, images: Sequence[Path], out: Path, mask_ratio: float | None, seed: int, device: str
+) -> list[Path]:
+    """Write one PNG for each image: original, visible, reconstruction; returns their paths.
+
+    Raises:
+        ValueError: no images, or a target that has no picture.
+        BadImage: a file is no readable image.
+    """
+    if not images:
+        raise ValueError("IMAGES: name at least one image file")
+    method = load_method(source).to(choose_device(device))
+    if mask_ratio is not None:
+        method.mask = replace(method.mask, ratio=mask_ratio)
+    pixels = ImageEncoder(method.encoder, method.normalization).read(images).to(choose_device(device))
+    rows = pictures.reconstruct(method, pixels, sample_keys(seed, 0, torch.arange(len(images))).to(pixels.device))
+    if rows is None:
+        raise ValueError(f"{type(method.target).__name__}, what {source} reconstructs, cannot be shown as a picture")
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for number, (path, row) in enumerate(zip(images, rows, strict=True)):
+        target = out / f"{number:04d}-{path.stem}.png"
+        write_bytes(target, pictures.png(pictures.sheet(row[None])))
+        written.append(target)
+    return written

@@ -1,0 +1,60 @@
+"""A run's weights as files that others read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from mimkit.backbones import VisibleViT
+from mimkit.files import write_bytes
+from mimkit.sources import load_method, read_source
+
+
+def export_timm(source: Path, out: Path) -> dict[str, Any]:
+    """The encoder alone, with timm's names, as safetensors.
+
+    Returns:
+        the keyword arguments with which `timm.create_model(**arguments)` takes the file strictly:
+        `load_state_dict(safetensors.torch.load_file(out))`. The file's metadata holds them too, as `timm.create_model`.
+
+    Raises:
+        ValueError: the source holds no weights.
+    """
+    method = load_method(source)
+    encoder = method.encoder
+    assert isinstance(encoder, VisibleViT)
+    arguments = {"img_size": list(encoder.image_size), "in_chans": encoder.channels, "num_classes": 0}
+    model = timm.create_model(encoder.name, **arguments)
+    if isinstance(model.norm, nn.Identity):  # pools before the norm: the same norm under another name
+        arguments["global_pool"] = "token" if model.num_prefix_tokens else ""
+        arguments["global_pool"] = ""
+        model = timm.create_model(encoder.name, **arguments)
+    weights = encoder.vit.state_dict()
+    model.load_state_dict(weights)  # strict: what is written loads
+    readout = "mean over patch tokens of forward_features(images), which includes the final norm"
+    metadata = {
+        "timm.create_model": json.dumps({"model_name": encoder.name, **arguments}),
+        "normalization": json.dumps({"mean": method.normalization.mean, "std": method.normalization.std}),
+        "readout": readout,
+    }
+    write(weights, metadata, out)
+    return {"model_name": encoder.name, **arguments}
+
+
+def export_safetensors(source: Path, out: Path) -> None:
+    """The whole method, decoder included, as one file that `load_method` and every SOURCE takes.
+
+    Raises:
+        ValueError: the source holds no weights.
+    """
+    request, weights = read_source(source)
+    write(weights, {"mimkit.request": json.dumps(request)}, out)
+
+
+def write(weights: dict[str, Tensor], metadata: dict[str, str], out: Path) -> None:
+    """Write safetensors atomically."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(out, save({name: value.contiguous() for name, value in weights.items()}, metadata))

@@ -1,0 +1,91 @@
+"""What a run looks at while it trains: a probe of the frozen encoder, and pictures of fixed images.
+
+Evaluators are functions of the step and the weights; they take nothing from training's random numbers.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mimkit import pictures, probes
+from mimkit.data import ImageList, load_images
+from mimkit.features import ImageEncoder, extract
+from mimkit.files import write_bytes, write_text
+from mimkit.method import Method
+from mimkit.randomness import sample_keys
+
+
+def subset(images: ImageList, count: int) -> ImageList:
+    """At most `count` images, the same ones each time, in random order."""
+    return images.take(np.random.default_rng(0).permutation(len(images))[:count])
+
+
+class Probe:
+    """Features of unmasked images with the readout of every later evaluation: accuracies with labels, health without.
+
+    Args:
+        method: whose encoder is probed.
+        train: images to fit the probes on.
+        held_out: images to score them on.
+        device: where features are computed.
+        workers: processes that read images.
+    """
+
+    def __init__(
+        self, method: Method, train: ImageList, held_out: ImageList, *, device: torch.device | str, workers: int = 0
+    ) -> None:
+        self.method, self.train, self.held_out = method, train, held_out
+        self.device, self.workers = device, workers
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        encoder = ImageEncoder(self.method.encoder, self.method.normalization)
+        test, test_ids, _ = extract(encoder, self.held_out, device=self.device, workers=self.workers)
+        row: dict[str, Any] = {"kind": "probe", **probes.health(test), "masked_loss": self.masked_loss()}
+        row |= {"train_images": len(self.train), "test_images": len(test), "classes": None}
+        if self.train.labels is not None and self.held_out.labels is not None:
+            train, train_ids, _ = extract(encoder, self.train, device=self.device, workers=self.workers)
+            labels = torch.from_numpy(self.train.labels)[train_ids]
+            data = (train, labels, test, torch.from_numpy(self.held_out.labels)[test_ids])
+            linear, knn = probes.linear(*data), probes.knn(*data)
+            row |= {"linear": linear.accuracy, "knn": knn.accuracy, "classes": linear.classes}
+            row |= {"train_images": linear.train_images, "test_images": linear.test_images}
+        return row
+
+    def masked_loss(self) -> float:
+        """The method's loss on held-out images, always with the same masks."""
+        losses = []
+        size, channels = self.method.encoder.image_size, self.method.encoder.channels
+        for batch in load_images(self.held_out, size, channels, workers=self.workers):
+            if len(batch.indices):
+                keys = sample_keys(0, 0, batch.indices).to(self.device)
+                losses.append((float(self.method(batch.images.to(self.device), keys=keys).loss), len(batch.indices)))
+        return sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
+
+
+class Reconstructions:
+    """A sheet of pictures of the same images with the same masks, into the run's `reconstructions/`.
+
+    Args:
+        method: reconstructs.
+        images: the images shown.
+        folder: the run's.
+        device: where to compute.
+    """
+
+    def __init__(self, method: Method, images: ImageList, folder: Path, *, device: torch.device | str) -> None:
+        self.method, self.images, self.folder, self.device = method, images, folder / "reconstructions", device
+
+    def __call__(self, step: int) -> None:
+        size, channels = self.method.encoder.image_size, self.method.encoder.channels
+        for batch in load_images(self.images, size, channels):
+            keys = sample_keys(0, 0, batch.indices).to(self.device)
+            rows = pictures.reconstruct(self.method, batch.images.to(self.device), keys)
+            if rows is None:
+                return
+            self.folder.mkdir(exist_ok=True)
+            legend = {"columns": pictures.columns(self.method), "note": self.method.target.picture_note}
+            write_text(self.folder / "legend.json", json.dumps(legend))
+            write_bytes(self.folder / f"step-{step:08d}.png", pictures.png(pictures.sheet(rows)))

@@ -1,0 +1,292 @@
+"""Pre-training, composed: settings to parts, data, evaluators and a run folder, and the loop over them."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mimkit.data import ImageList, TrainBatches, split
+from mimkit.evaluators import Probe, Reconstructions, subset
+from mimkit.method import Method
+from mimkit.recipes import Recipe, build
+from mimkit.runs import Run, refuse_nonempty
+from mimkit.settings import Machine, Settings, compose
+from mimkit.train import fit, total_steps
+
+PICTURES = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request with everything resolved and built, before anything is written."""
+
+    name: str
+    recipe: Recipe
+    settings: Settings
+    method: Method
+    train: ImageList
+    held_out: ImageList
+    notes: list[str]
+
+    @property
+    def accumulate(self) -> int:
+        return self.recipe.train.batch_size // self.settings.micro_batch
+
+    def batches(self, workers: int) -> TrainBatches:
+        return TrainBatches(
+            self.train,
+            view=self.recipe.view,
+            size=self.recipe.image_size,
+            channels=self.recipe.channels,
+            batch_size=self.settings.micro_batch,
+            seed=self.settings.seed,
+            workers=workers,
+        )
+
+
+def plan(name: str, settings: Settings, *, device: torch.device) -> Plan:
+    """Resolve and build a request: read the folder, fix every value, make the method with the seed's weights.
+
+    Raises:
+        ValueError: a value that is wrong or does not fit another; the message names both.
+        FileNotFoundError: no such data.
+    """
+    recipe = compose(name, settings)
+    train, held_out = split(settings.data, settings.held_out)
+    notes = []
+    batch_size = recipe.train.batch_size
+    if batch_size > len(train):
+        if settings.batch_size is not None:
+            raise ValueError(f"--batch-size {batch_size} is more than the {len(train)} training images in {settings.data}")
+        batch_size = 1 << (len(train).bit_length() - 1)
+        notes.append(f"the recipe's batch of {recipe.train.batch_size} is more than the {len(train)} images: {batch_size}")
+    micro = settings.micro_batch or default_micro_batch(batch_size, device)
+    if batch_size % micro:
+        raise ValueError(f"--micro-batch {micro} does not divide the batch size of {batch_size}")
+    precision = settings.precision or ("fp32" if device.type == "cpu" else "bf16")
+    recipe = replace(recipe, train=replace(recipe.train, batch_size=batch_size, precision=precision))
+    if len(train) // batch_size < 10 and settings.batch_size is None and name != "small":
+        notes.append(
+            f"only {len(train) // batch_size} steps in an epoch of {len(train)} images: "
+            "with few images, try the recipe `small`, or a --batch-size of 128"
+        )
+    values = {f.name: getattr(recipe.train, f.name) for f in fields(Settings) if hasattr(recipe.train, f.name)}
+    settings = replace(
+        settings,
+        **values,
+        data=settings.data.resolve(),
+        image_size=recipe.image_size,
+        channels=recipe.channels,
+        micro_batch=micro,
+        probe_every=settings.probe_every or max(1, recipe.train.epochs // 5),
+    )
+    torch.manual_seed(settings.seed)
+    return Plan(name, recipe, settings, build(recipe), train, held_out, notes)
+
+
+def pretrain(
+    recipe: str, settings: Settings, out: Path, *, machine: Machine = Machine(), overwrite: bool = False
+) -> bool:
+    """Pre-train into a new run folder. True at the end, False where a signal stopped it early.
+
+    Args:
+        recipe: a name of `mimkit recipes`.
+        settings: what to train, on what.
+        out: the run folder; refused when it is not empty.
+        machine: device, reading processes and the like.
+        overwrite: replace a run that is there.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: a request that cannot be met; nothing has been written.
+        TrainingStopped: the run cannot go on.
+    """
+    refuse_nonempty(out, overwrite=overwrite)
+    device = choose_device(machine.device)
+    request = plan(recipe, settings, device=device)
+    run = Run.create(out, facts(request, device), overwrite=overwrite)
+    return execute(request, run, machine, device)
+
+
+def resume(run: Run, *, machine: Machine = Machine()) -> bool:
+    """Continue a run exactly where its last checkpoint left it.
+
+    Raises:
+        ValueError: the images are not those the run began with.
+    """
+    device = choose_device(machine.device)
+    request = plan(run.facts["recipe"], Settings.from_json(run.facts["settings"]), device=device)
+    then, now = run.facts["data"]["fingerprint"], request.train.fingerprint()
+    if then != now:
+        raise ValueError(f"the images in {request.settings.data} are no longer those that {run.folder} began with")
+    return execute(request, run, machine, device)
+
+
+def execute(request: Plan, run: Run, machine: Machine, device: torch.device) -> bool:
+    """Train a plan in its run folder, and write the report."""
+    from mimkit.report import write_report
+
+    for line in (*describe(request), *request.notes):
+        print(line, file=sys.stderr)
+    workers = choose_workers(machine.workers)
+    batches = request.batches(workers)
+    every = max(1, request.settings.probe_every * batches.steps_per_epoch // request.accumulate)
+    method, evaluators = request.method, []
+    if len(request.held_out):
+        bank = subset(request.train, request.settings.probe_images)
+        test = subset(request.held_out, max(1, request.settings.probe_images // 2))
+        probe = Probe(method, bank, test, device=device, workers=workers)
+        shown = Reconstructions(method, subset(request.held_out, PICTURES), run.folder, device=device)
+        evaluators = [(every, probe), (every, shown)]
+    sinks = [tensorboard_sink(run.folder)] if machine.tensorboard else []
+    finished = fit(
+        method,
+        batches,
+        request.recipe.train,
+        run,
+        accumulate=request.accumulate,
+        evaluators=evaluators,
+        scalars=method.scalars,
+        device=device,
+        log_every=request.settings.log_every,
+        checkpoint_minutes=machine.checkpoint_minutes,
+        skipped_share=request.settings.skipped_share,
+        images=len(request.train),
+        sinks=sinks,
+    )
+    write_report([run.folder], run.folder / "report.html")
+    return finished
+
+
+def describe(request: Plan) -> list[str]:
+    """A few lines that say what is about to be trained."""
+    values, settings = request.recipe.train, request.settings
+    height, width = request.recipe.image_size
+    labels = f"{len(request.train.classes)} classes" if request.train.classes else "no class folders"
+    return [
+        f"{request.name}: {request.method.encoder.name} at {height} x {width}, {parameters(request.method.encoder):,} parameters",
+        f"data: {len(request.train):,} training and {len(request.held_out):,} held-out images, {labels}",
+        f"training: {values.epochs} epochs, batch {values.batch_size} ({settings.micro_batch} at once), peak learning "
+        f"rate {values.peak_lr:.3g} = {values.base_lr:g} x {values.batch_size} / {values.lr_batch}, {values.precision}",
+    ]
+
+
+def facts(request: Plan, device: torch.device) -> dict[str, Any]:
+    """What run.json says."""
+    method, recipe = request.method, request.recipe
+    batches = request.batches(workers=0)
+    return {
+        "mimkit": version("mimkit"),
+        "recipe": request.name,
+        "settings": request.settings.to_json(),
+        "parts": {
+            "view": str(recipe.view),
+            "mask": str(recipe.mask),
+            "encoder": in_words(recipe.encoder),
+            "readout": in_words(recipe.readout),
+            "decoder": in_words(recipe.decoder),
+            "target": str(recipe.target),
+            "distance": in_words(recipe.distance),
+            "downstream": "the encoder with its final norm; readout and decoder serve pre-training only",
+        },
+        "data": {
+            "path": str(request.settings.data),
+            "train_images": len(request.train),
+            "held_out_images": len(request.held_out),
+            "classes": request.train.classes,
+            "fingerprint": request.train.fingerprint(),
+        },
+        "steps": total_steps(batches, recipe.train, request.accumulate),
+        "steps_per_epoch": batches.steps_per_epoch / request.accumulate,
+        "parameters": {
+            "encoder": parameters(method.encoder),
+            "readout": parameters(method.readout),
+            "decoder": parameters(method.decoders),
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "timm", "numpy", "pillow")},
+        "machine": f"{device_name(device)}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "git_commit": git_commit(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def in_words(part: Callable[..., Any]) -> str:
+    """A part on paper as it would be written: `TransformerDecoder(width=512, depth=8)`."""
+    if isinstance(part, partial):
+        arguments = ", ".join(f"{key}={value!r}" for key, value in part.keywords.items())
+        return f"{part.func.__name__}({arguments})"
+    return part.__name__
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def default_micro_batch(batch_size: int, device: torch.device) -> int:
+    """The largest divisor of the batch size up to 256 on an accelerator, 128 on a CPU."""
+    most = 128 if device.type == "cpu" else 256
+    return max(n for n in range(1, min(most, batch_size) + 1) if batch_size % n == 0)
+
+
+def choose_device(name: str) -> torch.device:
+    """The named device; "auto" takes a GPU where there is one.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def choose_workers(workers: int | None) -> int:
+    """The given number of reading processes, or one for each two cores, at least one, at most eight."""
+    return min(8, max(1, (os.cpu_count() or 1) // 2)) if workers is None else workers
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that mimkit runs from, or None."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def tensorboard_sink(folder: Path) -> Callable[[dict[str, Any]], None]:
+    """Writes every number of a row to TensorBoard.
+
+    Raises:
+        ValueError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("--tensorboard needs the package: pip install 'mimkit[tensorboard]'") from error
+    writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(row: dict[str, Any]) -> None:
+        for key, value in row.items():
+            if isinstance(value, int | float) and key not in ("step", "epoch"):
+                writer.add_scalar(f"{row['kind']}/{key}", value, row["step"])
+        writer.flush()
+
+    return write

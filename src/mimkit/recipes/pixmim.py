@@ -1,0 +1,19 @@
+"""PixMIM: two changes to any pixel method (Liu et al., arXiv 2303.02416)."""
+
+from dataclasses import replace
+
+from mimkit.recipes.recipe import Recipe
+from mimkit.targets import LowFreqPixels
+from mimkit.views import SimpleResizedCrop
+
+
+def pixmim(base: Recipe) -> Recipe:
+    """The base, reconstructing low frequencies from a crop that keeps nearly the whole image."""
+    return replace(
+        base,
+        view=SimpleResizedCrop(),
+        target=LowFreqPixels(),
+        train=replace(base.train, decay_tokens=False),
+        paper="PixMIM, arXiv 2303.02416",
+        published="ViT-B on MAE, 800 epochs: fine-tuned 83.5, linear 67.5; MAE there 83.3, 65.1 (ImageNet-1k top-1)",
+    )

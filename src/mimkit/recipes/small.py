@@ -1,0 +1,25 @@
+"""For few images and a short budget: PixMIM with MFF, at settings found by search (see LOG.md)."""
+
+from dataclasses import replace
+from functools import partial
+
+from mimkit.backbones import create_visible_vit
+from mimkit.decoders import TransformerDecoder
+from mimkit.recipes.mae import mae
+from mimkit.recipes.mff import mff
+from mimkit.recipes.pixmim import pixmim
+from mimkit.recipes.recipe import Recipe
+from mimkit.train import Train
+
+
+def small() -> Recipe:
+    """PixMIM + MFF on a tiny ViT at 128 pixels with a shallow decoder, for thousands of images on a CPU."""
+    return replace(
+        pixmim(mff(mae())),
+        encoder=partial(create_visible_vit, name="vit_tiny_patch16_224"),
+        decoder=partial(TransformerDecoder, width=96, depth=1, heads=3),
+        image_size=(128, 128),
+        train=Train(epochs=10, batch_size=128, base_lr=3e-3, warmup_epochs=1, decay_tokens=False),
+        paper="PixMIM + MFF, settings of our own",
+        published="",
+    )

@@ -1,0 +1,104 @@
+"""Several runs side by side: how they are called, what they reached, and in what they differ."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from mimkit.report.read import Record, RunData, last, number
+from mimkit.report.verdict import PROBES
+from mimkit.report.words import percent, short, signed
+
+UNKNOWN = short(None)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under a head; the first cell of a row names it."""
+
+    head: list[str]
+    rows: list[list[str]]
+
+
+def unique_names(folders: list[Path]) -> list[str]:
+    """The shortest endings of the folders' paths that tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    names = [Path(*part[-1:]).as_posix() for part in parts]
+    for length in range(2, max(map(len, parts)) + 1):
+        repeated = {name for name in names if names.count(name) > 1}
+        if not repeated:
+            break
+        names = [
+            Path(*part[-length:]).as_posix() if name in repeated else name
+            for name, part in zip(names, parts, strict=True)
+        ]
+    return names
+
+
+def results(runs: list[RunData], names: list[str]) -> Table:
+    """One row per run: its last probe with the points gained, loss, speed; columns that no run fills are left out."""
+    head = [
+        "Run",
+        "Recipe",
+        *PROBES.values(),
+        "Loss, held-out",
+        "Loss, training",
+        "Effective rank",
+        "Images/s",
+        "Steps",
+    ]
+    rows = []
+    for run, name in zip(runs, names, strict=True):
+        probe, before = run.probe or {}, run.untrained or {}
+        scores = []
+        for key in PROBES:
+            now, then = number(probe.get(key)), number(before.get(key))
+            scores.append("" if now is None else percent(now) + ("" if then is None else f" ({signed(now - then)})"))
+        values = (number(probe.get("masked_loss")), last(run.train, "loss"), number(probe.get("effective_rank")))
+        steps = f"{run.step:,}" + (f" of {run.planned:,}" if run.planned and not run.finished else "")
+        speed = median_speed(run)
+        numbers = ["" if value is None else short(value) for value in (*values, speed)]
+        rows.append([name, run.recipe, *scores, *numbers, steps])
+    filled = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    return Table([head[i] for i in filled], [[row[i] or UNKNOWN for i in filled] for row in rows])
+
+
+def differences(runs: list[RunData], names: list[str]) -> Table:
+    """One row for each part and setting that two runs are known to have different values of."""
+    rows = []
+    for section, label in (
+        ("parts", "part: {}"),
+        ("settings", "{}"),
+        ("data", "data: {}"),
+        ("versions", "version: {}"),
+    ):
+        sections = [run.section(section) for run in runs]
+        for key in dict.fromkeys(key for one in sections for key in one):
+            rows.append([label.format(key), *(_value(one, key) for one in sections)])
+    for key in ("machine", "git_commit"):
+        rows.append([key.replace("_", " "), *(_value(run.info, key) for run in runs)])
+    return Table(["Setting", *names], [row for row in rows if len(set(row[1:]) - {UNKNOWN}) > 1])
+
+
+def same_loss(runs: list[RunData]) -> bool:
+    """Whether the losses measure the same thing: equal targets and distances, as far as is known."""
+    parts = [run.section("parts") for run in runs]
+    return all(len({_value(one, part) for one in parts} - {UNKNOWN}) <= 1 for part in ("target", "distance"))
+
+
+def median_speed(run: RunData) -> float | None:
+    """The middle of the measured images per second."""
+    found = sorted(y for record in run.speed if (y := number(record.get("images_per_second"))) is not None)
+    return found[len(found) // 2] if found else None
+
+
+def show(value: object) -> str:
+    """A value of `run.json` as a text: a plain text as it is, anything else as JSON."""
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _value(section: Record, key: str) -> str:
+    if not section:
+        return UNKNOWN
+    return show(section[key]) if key in section else "not set"

@@ -1,0 +1,105 @@
+"""The run folder: everything a run needs to be run again, resumed and understood.
+
+    run.json              the request, every resolved value, parts, data, versions; written once
+    log.jsonl             the truth: losses, probes, skipped files; the same whatever interrupts the run
+    speed.jsonl           images per second and waiting time, which differ from run to run
+    checkpoints/          see `mimkit.checkpoint`
+    reconstructions/      pictures of fixed images, one for each evaluation
+    report.html           written at the end, or by `mimkit report`
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mimkit.checkpoint import Checkpoint, load_latest, save
+from mimkit.files import write_text
+
+
+class Run:
+    """A run folder, opened for writing.
+
+    Args:
+        folder: holds a `run.json`; use `Run.create` to start one.
+
+    Raises:
+        FileNotFoundError: there is no run in the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / "run.json").is_file():
+            raise FileNotFoundError(f"{folder} holds no run (no run.json)")
+        self.folder = folder
+        self.facts: dict[str, Any] = json.loads((folder / "run.json").read_text())
+
+    @classmethod
+    def create(cls, folder: Path, facts: dict[str, Any], *, overwrite: bool = False) -> "Run":
+        """Start a run in a new or empty folder.
+
+        Raises:
+            FileExistsError: the folder has something in it, and `overwrite` was not asked for.
+        """
+        refuse_nonempty(folder, overwrite=overwrite)
+        if folder.exists() and overwrite:
+            _clear(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "run.json", json.dumps(facts, indent=1, ensure_ascii=False))
+        return cls(folder)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one row to the log."""
+        _append(self.folder / "log.jsonl", row)
+
+    def log_speed(self, row: dict[str, Any]) -> None:
+        _append(self.folder / "speed.jsonl", row)
+
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        """The log's rows of one kind, oldest first."""
+        path = self.folder / "log.jsonl"
+        rows = (json.loads(line) for line in path.read_text().splitlines()) if path.exists() else ()
+        return [row for row in rows if row["kind"] == kind]
+
+    def save(self, step: int, checkpoint: Checkpoint) -> None:
+        """Checkpoint the state after `step` steps, and how much of the log it has written."""
+        log = self.folder / "log.jsonl"
+        state = {**checkpoint.state, "step": step, "log_bytes": log.stat().st_size if log.exists() else 0}
+        save(self.folder / "checkpoints", step, Checkpoint(checkpoint.weights, checkpoint.training, state))
+
+    def latest(self) -> Checkpoint | None:
+        """The newest whole checkpoint, or None."""
+        return load_latest(self.folder / "checkpoints")
+
+    def rewind(self, checkpoint: Checkpoint | None) -> None:
+        """Forget what was logged after the checkpoint: it will be logged again."""
+        log = self.folder / "log.jsonl"
+        if log.exists():
+            with log.open("r+b") as file:
+                file.truncate(checkpoint.state["log_bytes"] if checkpoint else 0)
+
+
+def refuse_nonempty(folder: Path, *, overwrite: bool) -> None:
+    """Raise FileExistsError where `folder` has something in it; with `overwrite`, only where that is no run."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"--out {folder} is a file, not a folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    is_run = (folder / "run.json").is_file()
+    if not overwrite:
+        hint = "continue it with `mimkit resume`, or give --overwrite" if is_run else "choose another"
+        raise FileExistsError(f"--out {folder} is not empty; {hint}")
+    if not is_run:
+        raise FileExistsError(f"--out {folder} is not empty and no run of mimkit: it will not be overwritten")
+
+
+def _clear(folder: Path) -> None:
+    """Remove what runs write, and nothing else."""
+    for name in ("checkpoints", "reconstructions", "probe", "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("log.jsonl", "speed.jsonl", "report.html", "run.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")

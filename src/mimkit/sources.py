@@ -1,0 +1,91 @@
+"""Where encoders and methods come from: run folders, exported files, timm names.
+
+    runs/mine                       a run folder: its newest whole checkpoint
+    mine.safetensors                a file of `mimkit export --format safetensors`
+    timm:vit_base_patch16_224       timm's pre-trained weights (downloaded on first use)
+    random:vit_base_patch16_224     untrained, as a run would start
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mimkit.backbones import create_visible_vit
+from mimkit.checkpoint import load_latest
+from mimkit.features import ImageEncoder
+from mimkit.method import Method
+from mimkit.recipes import build
+from mimkit.runs import Run
+from mimkit.settings import Settings, compose
+from mimkit.views import Normalization
+
+
+def load_encoder(source: str | Path, *, image_size: tuple[int, int] | None = None) -> ImageEncoder:
+    """The encoder of a source, ready for images.
+
+    Args:
+        source: see the module's first lines.
+        image_size: (H, W) for timm's and random ones; runs and files keep theirs.
+
+    Raises:
+        ValueError: the source is of no known kind, or holds nothing to load.
+    """
+    kind, _, name = str(source).partition(":")
+    if kind in ("timm", "random") and name:
+        config = timm.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name) else None
+        size = image_size or (tuple(config.input_size[1:]) if config else (224, 224))
+        if kind == "random":
+            encoder = create_visible_vit(name, image_size=size)
+            return ImageEncoder(encoder, Normalization.for_channels(3)).eval()
+        encoder = create_visible_vit(name, image_size=size, pretrained=True)
+        return ImageEncoder(encoder, Normalization(tuple(config.mean), tuple(config.std))).eval()
+    method = load_method(source)
+    return ImageEncoder(method.encoder, method.normalization).eval()
+
+
+def load_method(source: str | Path) -> Method:
+    """The whole method of a run folder or an exported file, decoder included, in evaluation mode.
+
+    `method(images, mask=Mask(hidden))` gives `.loss`, `.per_level`, `.predictions`, `.mask`.
+
+    Raises:
+        ValueError: the source is neither, or holds no weights.
+    """
+    request, weights = read_source(Path(source))
+    with torch.random.fork_rng():
+        method = build(compose(request["recipe"], Settings.from_json(request["settings"])))
+    method.load_state_dict(weights)
+    return method.eval()
+
+
+def read_source(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The request (recipe and settings) and the weights in a run folder or an exported file.
+
+    Raises:
+        ValueError: it is neither, or holds no weights.
+    """
+    if path.is_dir():
+        try:
+            run = Run(path)
+        except FileNotFoundError as error:
+            raise ValueError(str(error)) from error
+        checkpoint = load_latest(path / "checkpoints")
+        if checkpoint is None:
+            raise ValueError(f"{path} has no checkpoint yet")
+        return {"recipe": run.facts["recipe"], "settings": run.facts["settings"]}, checkpoint.weights
+    if not path.is_file():
+        raise ValueError(f"{path}: no such run folder or file (timm's models are written timm:NAME)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from error
+    if "mimkit.request" not in metadata:
+        raise ValueError(f"{path} was not exported by mimkit: it does not say which recipe its weights belong to")
+    return json.loads(metadata["mimkit.request"]), weights

@@ -1,0 +1,293 @@
+"""The loop. It knows a module that returns a loss, batches, and a run folder; it knows no method and no task.
+
+One step s is a pure function of the state after step s − 1 and of s itself: batches, learning rate and masks are
+computed from s, so a resumed run needs only weights, optimizer moments and torch's generator.
+"""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mimkit.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from mimkit.progress import Progress
+from mimkit.runs import Run
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How a method is trained; each recipe carries its paper's values.
+
+    Args:
+        epochs: passes over the training images.
+        batch_size: images per step, over all processes and accumulated micro-batches.
+        base_lr: the peak learning rate is base_lr · batch_size / lr_batch.
+        warmup_epochs: linear warm-up from 0, step by step.
+        min_lr: the half cosine after it ends here.
+        betas, weight_decay: AdamW's. One-dimensional parameters are not decayed.
+        decay_tokens: decay class and mask tokens too, as MAE's code does.
+        clip_grad: largest gradient norm; None leaves gradients alone.
+        precision: bf16 autocast, or float32 throughout.
+        seed: of weights, order, crops and masks.
+    """
+
+    epochs: int
+    batch_size: int
+    base_lr: float
+    lr_batch: int = 256
+    warmup_epochs: float = 40
+    min_lr: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    decay_tokens: bool = True
+    clip_grad: float | None = None
+    precision: Literal["bf16", "fp32"] = "bf16"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "base_lr", "lr_batch"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} must lie below epochs {self.epochs}")
+        if self.clip_grad is not None and self.clip_grad <= 0:
+            raise ValueError(f"clip_grad must be above 0, got {self.clip_grad}")
+
+    @property
+    def peak_lr(self) -> float:
+        return self.base_lr * self.batch_size / self.lr_batch
+
+    def lr(self, epoch: float) -> float:
+        """Learning rate `epoch` epochs into the run: linear warm-up, then half a cosine (MAE §A.1)."""
+        if epoch < self.warmup_epochs:
+            return self.peak_lr * epoch / self.warmup_epochs
+        progress = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
+        return self.min_lr + (self.peak_lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Batches(Protocol):
+    """Micro-batches in an order that is a function of the step."""
+
+    steps_per_epoch: int
+
+    def starting_at(self, step: int) -> Iterator[Any]: ...
+
+
+class Evaluator(Protocol):
+    """Looks at the model between steps; returns a row for the log, or None. May not touch training's state."""
+
+    def __call__(self, step: int) -> Row | None: ...
+
+
+class TrainingStopped(RuntimeError):
+    """The run cannot go on; the message says why and what is kept."""
+
+
+def parameter_groups(model: nn.Module, values: Train) -> list[dict[str, Any]]:
+    """AdamW's groups: matrices decayed, biases, norms and other vectors not, tokens as `decay_tokens` says."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            token = name.endswith("_token")
+            groups[parameter.squeeze().ndim > 1 or (token and values.decay_tokens)].append(parameter)
+    decays = {True: values.weight_decay, False: 0.0}
+    return [{"params": group, "weight_decay": decays[decayed]} for decayed, group in groups.items() if group]
+
+
+def fit(
+    model: nn.Module,
+    batches: Batches,
+    values: Train,
+    run: Run,
+    *,
+    accumulate: int = 1,
+    evaluators: Sequence[tuple[int, Evaluator]] = (),
+    scalars: Callable[[], dict[str, float]] = dict,
+    device: torch.device | str = "cpu",
+    log_every: int = 10,
+    checkpoint_minutes: float = 5.0,
+    nonfinite_limit: int = 10,
+    skipped_share: float = 0.1,
+    images: int = 0,
+    sinks: Iterable[Callable[[Row], None]] = (),
+) -> bool:
+    """Train from the run's latest checkpoint, or from the start, to the end.
+
+    Args:
+        model: returns an output with `.loss` when called with a batch's `inputs(device)`.
+        batches: `accumulate` consecutive ones make one step.
+        values: see `Train`.
+        run: where state, log and pictures go.
+        evaluators: pairs of (every so many steps, evaluator); each also runs before the first and after the last step.
+        scalars: further numbers for each training row.
+        log_every: steps that one training row averages over.
+        checkpoint_minutes: time between checkpoints; 0 writes one after each step.
+        nonfinite_limit: steps in a row whose loss or gradient is not finite before the run stops. Such steps
+            change nothing and are counted.
+        skipped_share: share of the training images that may prove unreadable.
+        images: number of training images, for that share.
+        sinks: called with every row, such as a TensorBoard writer.
+
+    Returns:
+        True at the end; False when a signal asked to stop, and a checkpoint was written.
+
+    Raises:
+        TrainingStopped: too many steps without a finite loss, or too many unreadable images.
+    """
+    steps = total_steps(batches, values, accumulate)
+    steps_per_epoch = batches.steps_per_epoch / accumulate
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(parameter_groups(model, values), lr=0.0, betas=values.betas)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    first = run.latest()
+    run.rewind(first)
+    done, window, skipped, nonfinite = 0, [], set(), 0
+    if first is not None:
+        model.load_state_dict(first.weights)
+        restore_optimizer(optimizer, model, first.training)
+        _set_generators(first.training)
+        done, nonfinite = first.state["step"], first.state["nonfinite"]
+        window, skipped = [tuple(pair) for pair in first.state["window"]], set(first.state["skipped"])
+
+    def record(row: Row) -> None:
+        run.log(row)
+        for sink in sinks:
+            sink(row)
+
+    def checkpoint(step: int) -> None:
+        state = {
+            "window": [(float(loss), float(norm)) for loss, norm in window],
+            "skipped": sorted(skipped),
+            "nonfinite": nonfinite,
+        }
+        training = {**optimizer_tensors(optimizer, model), **_generators(device)}
+        run.save(step, Checkpoint(weights=model.state_dict(), training=training, state=state))
+
+    def evaluate(step: int) -> None:
+        for every, evaluator in evaluators:
+            if step == steps or step % every == 0:
+                model.eval()
+                with progress.pausing(), torch.random.fork_rng(), torch.no_grad():
+                    row = evaluator(step)
+                model.train()
+                if row is not None:
+                    record({**row, "step": step, "epoch": step / steps_per_epoch})
+                    progress.line(f"step {step}: {beside_untrained(row, run)}")
+
+    micro_batches = batches.starting_at(done * accumulate)
+    with Progress(steps=steps, done=done, images_per_step=values.batch_size) as progress, _stop_signals() as stop:
+        if done == 0:
+            evaluate(0)
+        saved_at = time.monotonic()
+        for step in range(done + 1, steps + 1):
+            for group in optimizer.param_groups:
+                group["lr"] = values.lr((step - 1) / steps_per_epoch)
+            loss = torch.zeros((), device=device)
+            for _ in range(accumulate):
+                with progress.waiting():
+                    batch = next(micro_batches)
+                for path, reason in batch.skipped:
+                    if path not in skipped:
+                        skipped.add(path)
+                        record({"kind": "skipped", "step": step, "path": path, "reason": reason})
+                        progress.line(f"skipped {path}: {reason}")
+                if len(skipped) > skipped_share * images:
+                    raise TrainingStopped(
+                        f"{len(skipped)} of {images} training images could not be read, more than the "
+                        f"--skipped-share {skipped_share:g} that is allowed; the last one: {batch.skipped[-1][0]}"
+                    )
+                with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=values.precision == "bf16"):
+                    part = model(**batch.inputs(device)).loss / accumulate
+                part.backward()
+                loss += part.detach()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, values.clip_grad or math.inf)
+            if torch.isfinite(loss) and torch.isfinite(norm):
+                optimizer.step()
+                nonfinite = 0
+                window.append((loss, norm))
+            else:
+                nonfinite += 1
+                record({"kind": "nonfinite", "step": step, "loss": str(float(loss)), "grad_norm": str(float(norm))})
+                progress.line(f"step {step}: loss {float(loss)}, gradient norm {float(norm)}: step skipped")
+                if nonfinite == nonfinite_limit:
+                    raise TrainingStopped(
+                        f"no finite loss in {nonfinite} steps in a row, up to step {step}; the last checkpoint is kept. "
+                        f"Try a lower --base-lr (now {values.base_lr:g}), --clip-grad 1, or --precision fp32"
+                    )
+            optimizer.zero_grad(set_to_none=True)
+
+            if step % log_every == 0 or step == steps:
+                row = {"kind": "train", "step": step, "epoch": step / steps_per_epoch, "lr": values.lr((step - 1) / steps_per_epoch)}
+                if window:
+                    losses, norms = (torch.stack([torch.as_tensor(x) for x in column]) for column in zip(*window, strict=True))
+                    row |= {"loss": float(losses.double().mean()), "grad_norm": float(norms.double().mean())}
+                record({**row, **scalars()})
+                window.clear()
+                run.log_speed(progress.speed(step, row))
+            progress.step(step)
+            evaluate(step)
+            if step == steps:
+                record({"kind": "end", "step": steps})
+            stopping = stop()
+            if step == steps or stopping or time.monotonic() - saved_at >= checkpoint_minutes * 60:
+                checkpoint(step)
+                saved_at = time.monotonic()
+            if stopping and step < steps:
+                return False
+    return True
+
+
+def total_steps(batches: Batches, values: Train, accumulate: int = 1) -> int:
+    """Optimizer steps of the whole run, at least one."""
+    return max(1, values.epochs * batches.steps_per_epoch // accumulate)
+
+
+def beside_untrained(row: Row, run: Run) -> str:
+    """An evaluator's numbers in one line, each with what the untrained model had."""
+    untrained = run.rows(row["kind"])[0]
+    numbers = [
+        f"{name} {value:.4g} (untrained {untrained[name]:.4g})" for name, value in row.items() if isinstance(value, float)
+    ]
+    return f"{row['kind']}: {', '.join(numbers)}"
+
+
+def _generators(device: torch.device | str) -> dict[str, Tensor]:
+    states = {"generator/cpu": torch.get_rng_state()}
+    if torch.device(device).type == "cuda":
+        states["generator/cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_generators(tensors: dict[str, Tensor]) -> None:
+    torch.set_rng_state(tensors["generator/cpu"])
+    if "generator/cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["generator/cuda"])
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """While inside, the first SIGTERM or SIGINT asks to stop after the step; a second one acts at once."""
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(number, old[number])
+
+    main = threading.current_thread() is threading.main_thread()  # elsewhere Python forbids handlers
+    old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

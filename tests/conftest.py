@@ -1,0 +1,35 @@
+"""Fixtures of all tests. Plain builders stand in build.py beside this file."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real test data: $MIMKIT_DATA, else shared/data beside the repository. Skips where it is absent."""
+    root = Path(os.environ.get("MIMKIT_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip(f"no test data at {root}; set MIMKIT_DATA")
+    return root
+
+
+@pytest.fixture
+def make_photos() -> Callable[..., Path]:
+    """Writes a folder of small coloured pictures, in class folders where classes are asked for."""
+
+    def make(folder: Path, *, count: int, classes: int = 0, size: int = 40) -> Path:
+        rng = np.random.default_rng(0)
+        for i in range(count):
+            place = folder / f"class_{i % classes}" if classes else folder
+            place.mkdir(parents=True, exist_ok=True)
+            tint = 128 + 60 * np.sin(np.arange(3) + (i % classes if classes else i))
+            pixels = tint + rng.normal(0, 20, (size, size, 3)).cumsum(axis=1) / 4
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place / f"{i:04d}.png")
+        return folder
+
+    return make

@@ -1,0 +1,324 @@
+"""Batches are functions of the seed and their number: any workers, any resume, bad images or none."""
+
+import gc
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mimkit.data import Batch, ImageList, TrainBatches, find_images, load_images, read_image
+from mimkit.data.loader import TooManyBadImages
+from mimkit.randomness import sample_keys
+from mimkit.views import CenterCrop, RandomResizedCrop, Size
+
+pytestmark = [
+    # Raised by Python 3.12 and later for torch's own way to start workers, and by torch on small machines.
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+]
+
+COUNT, BAD = 23, (4, 11)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImageList:
+    """23 small pictures, each of one colour of its own and some noise, in two classes."""
+    root = tmp_path_factory.mktemp("good")
+    for i in range(COUNT):
+        path = root / f"class{i // 12}" / f"{i:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        noise = np.random.default_rng(i).integers(8, size=(20 + i, 40 - i, 3))
+        Image.fromarray((noise + 10 * i).astype(np.uint8)).save(path)
+    return find_images(root)
+
+
+@pytest.fixture(scope="module")
+def spoiled(images: ImageList, tmp_path_factory: pytest.TempPathFactory) -> ImageList:
+    """The same, with two that are no images."""
+    root = tmp_path_factory.mktemp("spoiled")
+    for i, name in enumerate(images.paths):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"spoiled" if i in BAD else images.path(i).read_bytes())
+    return find_images(root)
+
+
+def batches(images: ImageList, workers: int = 0, **options) -> TrainBatches:
+    options = {"view": RandomResizedCrop(), "size": (12, 16), "batch_size": 5, "seed": 7} | options
+    return TrainBatches(images, workers=workers, **options)
+
+
+def first(count: int, of: Iterator[Batch]) -> list[Batch]:
+    """The first few batches; their workers are ended."""
+    taken = list(islice(of, count))
+    of.close()  # type: ignore[attr-defined]
+    return taken
+
+
+def assert_alike(some: list[Batch], others: list[Batch]) -> None:
+    assert len(some) == len(others) > 0
+    for a, b in zip(some, others, strict=True):
+        for name in ("images", "keys", "indices"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+        assert a.skipped == b.skipped
+
+
+@pytest.mark.parametrize("kind", ["good", "spoiled"])
+def test_workers_and_resume_change_nothing(images: ImageList, spoiled: ImageList, kind: str) -> None:
+    which = images if kind == "good" else spoiled
+    reference = first(10, batches(which).starting_at(0))  # two and a half epochs
+    for workers in (1, 2):
+        assert_alike(reference, first(10, batches(which, workers).starting_at(0)))
+        assert_alike(reference[6:], first(4, batches(which, workers).starting_at(6)))
+    for step in range(10):
+        assert_alike(reference[step:], first(10 - step, batches(which).starting_at(step)))
+    assert multiprocessing.active_children() == []
+
+
+def test_batches_are_what_they_say(images: ImageList) -> None:
+    train = batches(images)
+    assert train.steps_per_epoch == 4
+    for step, batch in enumerate(first(9, train.starting_at(0))):
+        assert len(batch) == 5
+        assert (batch.images.dtype, batch.images.shape) == (torch.uint8, (5, 3, 12, 16))
+        assert batch.images.is_contiguous()
+        assert batch.keys.dtype == batch.indices.dtype == torch.int64
+        assert torch.equal(batch.keys, sample_keys(7, step // 4, batch.indices))
+        assert batch.skipped == []
+        for pixels, key, index in zip(batch.images, batch.keys, batch.indices, strict=True):
+            rng = np.random.default_rng(int(key) % 2**64)
+            view = RandomResizedCrop()(read_image(images.path(int(index))), (12, 16), rng)
+            np.testing.assert_array_equal(pixels.permute(1, 2, 0), view)
+        inputs = batch.inputs("cpu")
+        assert set(inputs) == {"images", "keys"}
+        assert torch.equal(inputs["images"], batch.images)
+
+
+def test_an_epoch_has_each_image_once_and_no_order_twice(images: ImageList) -> None:
+    orders = []
+    for epoch in range(6):
+        order = torch.cat([b.indices for b in first(4, batches(images).starting_at(4 * epoch))]).tolist()
+        assert len(set(order)) == 20
+        orders.append(tuple(order))
+    assert len(set(orders)) == 6
+    assert {index for order in orders for index in order} == set(range(COUNT))
+    assert torch.cat([b.indices for b in first(4, batches(images, seed=8).starting_at(0))]).tolist() != list(orders[0])
+
+
+def test_views_differ_between_epochs_and_seeds(images: ImageList) -> None:
+    one = images.take([0])
+    seen = [
+        first(1, batches(one, batch_size=1, seed=seed).starting_at(epoch))[0] for seed in (0, 1) for epoch in (0, 1)
+    ]
+    assert len({batch.images.numpy().tobytes() for batch in seen}) == 4
+
+
+def test_negative_seeds_work(images: ImageList) -> None:
+    a, b = (first(1, batches(images, seed=-3).starting_at(2))[0] for _ in range(2))
+    assert torch.equal(a.images, b.images)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_global_random_states_are_left_alone(images: ImageList, workers: int) -> None:
+    before, before_numpy = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    first(3, batches(images, workers).starting_at(0))
+    list(load_images(images, (8, 8), workers=workers))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.random.get_state()[1].tolist() == before_numpy
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_batches_have_one_channel(images: ImageList, channels: int) -> None:
+    (batch,) = first(1, batches(images, channels=channels).starting_at(0))
+    assert batch.images.shape == (5, channels, 12, 16)
+    centre = next(load_images(images, (12, 16), channels, batch_size=5))
+    expected = CenterCrop()(read_image(images.path(0), channels), (12, 16))
+    np.testing.assert_array_equal(centre.images[0].permute(1, 2, 0), expected.reshape(12, 16, channels))
+
+
+# Bad images
+
+
+def test_bad_images_are_replaced_and_reported_each_time(images: ImageList, spoiled: ImageList) -> None:
+    """All else stays as without them, and a batch has no image twice."""
+    met: Counter[str] = Counter()
+    for good, bad in zip(
+        first(40, batches(images).starting_at(0)), first(40, batches(spoiled).starting_at(0)), strict=True
+    ):
+        places = [int(index) in BAD for index in good.indices]
+        kept = ~torch.tensor(places)
+        assert torch.equal(good.images[kept], bad.images[kept])
+        assert torch.equal(good.indices[kept], bad.indices[kept])
+        assert not set(bad.indices.tolist()) & set(BAD)
+        assert len(set(bad.indices.tolist())) == 5
+        assert torch.equal(bad.keys, sample_keys_of(bad, good, images))
+        assert len(bad.skipped) >= sum(places)
+        met.update(path for path, _ in bad.skipped)
+        assert all(reason == "not an image, or broken at its start" for _, reason in bad.skipped)
+    assert set(met) == {str(spoiled.path(index)) for index in BAD}
+    assert min(met.values()) >= 7
+
+
+def sample_keys_of(bad: Batch, good: Batch, images: ImageList) -> torch.Tensor:
+    """Keys of the replaced images, of the epoch that the others show."""
+    (epoch,) = (e for e in range(10) if torch.equal(sample_keys(7, e, good.indices), good.keys))
+    return sample_keys(7, epoch, bad.indices)
+
+
+def test_batches_as_large_as_the_list_find_replacements(spoiled: ImageList) -> None:
+    (batch,) = first(1, batches(spoiled, batch_size=COUNT).starting_at(0))
+    assert len(batch) == COUNT
+    assert len(set(batch.indices.tolist())) >= COUNT - 4
+    assert not set(batch.indices.tolist()) & set(BAD)
+    (batch,) = first(1, batches(spoiled.take([4, 11, 0]), batch_size=3).starting_at(0))
+    assert batch.indices.tolist() == [2, 2, 2]
+    assert len(batch.skipped) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("count", [3, 120])
+def test_nothing_but_bad_images_ends_with_one_line(tmp_path: Path, workers: int, count: int) -> None:
+    listed = tmp_path / "missing.txt"
+    listed.write_text("\n".join(f"{i}.png" for i in range(count)))
+    with pytest.raises(TooManyBadImages) as caught:
+        next(batches(find_images(listed), workers, batch_size=3).starting_at(0))
+    message = str(caught.value)
+    assert message.startswith(f"{min(count, 100)} images in a row cannot be read; the last: {tmp_path}")
+    assert message.endswith(".png: no such file or directory")
+    assert multiprocessing.active_children() == []
+
+
+# Workers
+
+
+def test_closing_ends_the_workers(images: ImageList) -> None:
+    running = batches(images, 2).starting_at(0)
+    next(running)
+    assert len(multiprocessing.active_children()) == 2
+    running.close()  # type: ignore[attr-defined]
+    assert multiprocessing.active_children() == []
+
+    running = batches(images, 2).starting_at(0)
+    next(running)
+    del running
+    gc.collect()
+    assert multiprocessing.active_children() == []
+
+
+class Failing:
+    """A view with a mistake in it."""
+
+    def __call__(self, image: Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray:
+        raise LookupError("a mistake")
+
+
+class Dying:
+    """A view that takes the whole process with it, as a crashing decoder does."""
+
+    def __call__(self, image: Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray:
+        os._exit(3)
+
+
+class Enlarging:
+    """A view that gives another size than asked for."""
+
+    def __call__(self, image: Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray:
+        return np.zeros((size[0] + 1, size[1], 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_failing_view_is_one_exception_that_names_the_image(images: ImageList, workers: int) -> None:
+    running = batches(images, workers, view=Failing()).starting_at(0)
+    with pytest.raises(LookupError) as caught:
+        next(running)
+    text = str(caught.value) + "".join(getattr(caught.value, "__notes__", []))
+    assert "a mistake" in text
+    assert f"while making a view of {images.root}" in text
+    assert multiprocessing.active_children() == []
+
+
+def test_a_dying_worker_is_one_exception(images: ImageList) -> None:
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        next(batches(images, 2, view=Dying()).starting_at(0))
+    assert multiprocessing.active_children() == []
+
+
+def test_a_view_of_the_wrong_size_is_named(images: ImageList) -> None:
+    with pytest.raises(ValueError, match=r"made \(13, 16, 3\) of .*, expected \(12, 16, 3\)"):
+        next(batches(images, view=Enlarging()).starting_at(0))
+
+
+def test_workers_outlive_a_signal_to_all_processes(images: ImageList) -> None:
+    """The main process then writes its checkpoint; a dead worker would interrupt it."""
+    reference = first(8, batches(images).starting_at(0))
+    running = batches(images, 2).starting_at(0)
+    taken = [next(running)]
+    for worker in multiprocessing.active_children():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(worker.pid or 0, number)
+    taken += islice(running, 7)
+    assert_alike(reference, taken)
+    running.close()  # type: ignore[attr-defined]
+    assert multiprocessing.active_children() == []
+
+
+# In order
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_good_images_come_once_in_order(images: ImageList, spoiled: ImageList, workers: int) -> None:
+    loaded = list(load_images(spoiled, (12, 16), workers=workers, batch_size=10))
+    assert [len(batch) for batch in loaded] == [9, 9, 3]
+    indices = torch.cat([batch.indices for batch in loaded])
+    assert indices.tolist() == [i for i in range(COUNT) if i not in BAD]
+    assert torch.equal(torch.cat([batch.keys for batch in loaded]), sample_keys(0, 0, indices))
+    for pixels, index in zip(torch.cat([batch.images for batch in loaded]), indices, strict=True):
+        expected = CenterCrop()(read_image(images.path(int(index))), (12, 16))
+        np.testing.assert_array_equal(pixels.permute(1, 2, 0), expected)
+    assert [[path for path, _ in batch.skipped] for batch in loaded] == [
+        [str(spoiled.path(4))],
+        [str(spoiled.path(11))],
+        [],
+    ]
+    assert multiprocessing.active_children() == []
+
+
+def test_no_images_and_bad_ones_only(spoiled: ImageList) -> None:
+    assert list(load_images(spoiled.take([]), (8, 8))) == []
+    (batch,) = load_images(spoiled.take(list(BAD)), (8, 8))
+    assert batch.images.shape == (0, 3, 8, 8)
+    assert (len(batch), len(batch.indices), len(batch.skipped)) == (0, 0, 2)
+
+
+def test_odd_and_broken_files_do_not_stop_it(data_root: Path) -> None:
+    images = find_images(data_root / "corrupt")
+    (batch,) = load_images(images, (32, 32))
+    assert sorted(images.paths[i][:2] for i in batch.indices) == ["05", "06", "07", "08", "09", "10", "13"]
+    assert sorted(Path(path).name[:2] for path, _ in batch.skipped) == ["01", "02", "03", "04", "11"]
+    for view in (RandomResizedCrop(), CenterCrop()):
+        (batch,) = first(1, batches(images, view=view, batch_size=12).starting_at(0))
+        assert len(batch) == 12
+
+
+# Requests that cannot be met
+
+
+def test_values_out_of_range_are_named(images: ImageList) -> None:
+    for size in (0, 24):
+        with pytest.raises(ValueError, match=f"a batch of {size} cannot be drawn from 23 images"):
+            batches(images, batch_size=size)
+    with pytest.raises(ValueError, match="workers must be 0 or more, got -1"):
+        batches(images, -1)
+    with pytest.raises(ValueError, match="1 or 3 channels, got 4"):
+        batches(images, channels=4)
+    with pytest.raises(ValueError, match="at least 1 image, got 0"):
+        load_images(images, (8, 8), batch_size=0)
+    with pytest.raises(ValueError, match="workers must be 0 or more, got -2"):
+        load_images(images, (8, 8), workers=-2)
