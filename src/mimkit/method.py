@@ -84,11 +84,12 @@ class Method(nn.Module):
         levels = self.readout(latents, self.encoder.norm)
         predictions = [decode(level) for decode, level in zip(self.decoders, levels, strict=True)]
 
-        per_level = []
-        for prediction in predictions:
-            grid = prediction.shape[1], prediction.shape[2]
-            distances = self.distance(prediction.float(), self.target(images, grid))
-            per_level.append(masked_mean(distances, mask.on(grid)))
+        grids = [(prediction.shape[1], prediction.shape[2]) for prediction in predictions]
+        targets = self.target(images, grids)
+        per_level = [
+            masked_mean(self.distance(prediction.float(), target), mask.on(grid))
+            for prediction, target, grid in zip(predictions, targets, grids, strict=True)
+        ]
         return Output(loss=torch.stack(per_level).sum(), per_level=per_level, predictions=predictions, mask=mask)
 
     def scalars(self) -> dict[str, float]:

@@ -20,7 +20,7 @@ from mimkit.method import Method
 from mimkit.recipes import Recipe, build
 from mimkit.runs import Run, refuse_nonempty
 from mimkit.settings import Machine, Settings, compose
-from mimkit.train import fit, total_steps
+from mimkit.train import fit
 
 PICTURES = 8
 
@@ -47,7 +47,8 @@ class Plan:
             view=self.recipe.view,
             size=self.recipe.image_size,
             channels=self.recipe.channels,
-            batch_size=self.settings.micro_batch,
+            batch_size=self.recipe.train.batch_size,
+            parts=self.accumulate,
             seed=self.settings.seed,
             workers=workers,
         )
@@ -138,7 +139,7 @@ def execute(request: Plan, run: Run, machine: Machine, device: torch.device) -> 
         print(line, file=sys.stderr)
     workers = choose_workers(machine.workers)
     batches = request.batches(workers)
-    every = max(1, request.settings.probe_every * batches.steps_per_epoch // request.accumulate)
+    every = request.settings.probe_every * batches.steps_per_epoch
     method, evaluators = request.method, []
     if len(request.held_out):
         bank = subset(request.train, request.settings.probe_images)
@@ -152,7 +153,6 @@ def execute(request: Plan, run: Run, machine: Machine, device: torch.device) -> 
         batches,
         request.recipe.train,
         run,
-        accumulate=request.accumulate,
         evaluators=evaluators,
         scalars=method.scalars,
         device=device,
@@ -204,8 +204,8 @@ def facts(request: Plan, device: torch.device) -> dict[str, Any]:
             "classes": request.train.classes,
             "fingerprint": request.train.fingerprint(),
         },
-        "steps": total_steps(batches, recipe.train, request.accumulate),
-        "steps_per_epoch": batches.steps_per_epoch / request.accumulate,
+        "steps": recipe.train.epochs * batches.steps_per_epoch,
+        "steps_per_epoch": batches.steps_per_epoch,
         "parameters": {
             "encoder": parameters(method.encoder),
             "readout": parameters(method.readout),

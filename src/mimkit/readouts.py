@@ -4,6 +4,7 @@ Shapes: B batch, K tokens, D width, T taps.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -12,10 +13,19 @@ from torch import Tensor, nn
 from mimkit.backbones import Encoder, Latent
 
 
+@dataclass(frozen=True)
+class Level:
+    """One latent that is decoded: its width, and the side in pixels of the cells it is decoded to."""
+
+    dim: int
+    cell: int
+
+
 class Readout(Protocol):
     """Names the taps it wants, and turns their latents into the levels to decode."""
 
     taps: tuple[int, ...]
+    levels: tuple[Level, ...]
 
     def __call__(self, latents: list[Latent], norm: nn.Module) -> list[Latent]: ...
 
@@ -30,6 +40,7 @@ class Last(nn.Module):
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
+        self.levels = (Level(encoder.dim, encoder.cell),)
 
     def forward(self, latents: list[Latent], norm: nn.Module) -> list[Latent]:
         (last,) = latents
@@ -57,6 +68,7 @@ class Fused(nn.Module):
             spread = {tap * encoder.depth // 12 for tap in (0, 2, 4, 6, 8)}  # fewer than five where blocks are few
             taps = [*sorted(spread - {encoder.depth - 1}), encoder.depth - 1]
         self.taps = tuple(taps)
+        self.levels = (Level(encoder.dim, encoder.cell),)
         projections = [nn.Linear(encoder.dim, encoder.dim) for _ in self.taps[:-1]]
         for projection in projections:
             nn.init.xavier_uniform_(projection.weight)
@@ -81,3 +93,34 @@ class Fused(nn.Module):
     def scalars(self) -> dict[str, float]:
         shares = self.weights.detach().softmax(dim=0).tolist()
         return {f"fusion/block_{tap}": share for tap, share in zip(self.taps, shares, strict=True)}
+
+
+class Levels(nn.Module):
+    """LocalMIM's readout (arXiv 2303.05251 §3.2): every tap is a level of its own, early ones decoded to finer cells.
+
+    Each tap has its own norm; the last one's is the encoder's, which downstream use inherits.
+
+    Args:
+        encoder: gives width, depth and cell.
+        taps: blocks to decode, the last one at the end. None takes the published 1, 3, depth − 3, depth − 1.
+        scales: side of each level's cells, over the encoder's cell: with 16-pixel patches 4, 8, 16 and 32 pixels.
+
+    Raises:
+        ValueError: as many taps as scales are needed.
+    """
+
+    def __init__(
+        self, encoder: Encoder, taps: Sequence[int] | None = None, scales: Sequence[float] = (0.25, 0.5, 1, 2)
+    ) -> None:
+        super().__init__()
+        self.taps = tuple(taps or (1, 3, encoder.depth - 3, encoder.depth - 1))
+        if len(self.taps) != len(scales):
+            raise ValueError(f"{len(self.taps)} taps need as many scales, got {len(scales)}")
+        self.levels = tuple(Level(encoder.dim, round(encoder.cell * scale)) for scale in scales)
+        self.norms = nn.ModuleList(nn.LayerNorm(encoder.dim, eps=1e-6) for _ in self.taps[:-1])
+
+    def forward(self, latents: list[Latent], norm: nn.Module) -> list[Latent]:
+        return [latent.map(own) for latent, own in zip(latents, [*self.norms, norm], strict=True)]
+
+    def scalars(self) -> dict[str, float]:
+        return {}

@@ -36,14 +36,14 @@ class Settings:
     mask_cell: int | None = None
     """Side of a hidden cell in pixels; a multiple of the backbone's patch."""
     readout: str | None = None
-    """Which latents are decoded: last, fused."""
+    """Which latents are decoded: last, fused, levels."""
     decoder: str | None = None
     """transformer."""
     decoder_width: int | None = None
     decoder_depth: int | None = None
     decoder_heads: int | None = None
     target: str | None = None
-    """What is reconstructed: pixels, raw-pixels, lowfreq-pixels, lowfreq-pixels-mmselfsup."""
+    """What is reconstructed: pixels, raw-pixels, lowfreq-pixels, lowfreq-pixels-mmselfsup, hog."""
     epochs: int | None = None
     batch_size: int | None = None
     """Images per step; the learning rate follows it."""
@@ -121,13 +121,14 @@ def flag(name: str) -> str:
 
 def recipes() -> dict[str, Callable[[], "Recipe"]]:
     """Recipes by the name the command line gives them."""
-    from mimkit.recipes import mae, mff, pixmim, small
+    from mimkit.recipes import localmim, mae, mff, pixmim, small
 
     return {
         "mae": mae,
         "pixmim": lambda: pixmim(mae()),
         "mff": lambda: mff(mae()),
         "pixmim-mff": lambda: pixmim(mff(mae())),
+        "localmim": localmim,
         "small": small,
     }
 
@@ -140,22 +141,24 @@ def compose(recipe: str, settings: Settings) -> "Recipe":
     """
     from mimkit.decoders import TransformerDecoder
     from mimkit.masks import RandomMask
-    from mimkit.readouts import Fused, Last
-    from mimkit.targets import LowFreqPixels, Pixels
-    from mimkit.views import RandomResizedCrop, SimpleResizedCrop
+    from mimkit.readouts import Fused, Last, Levels
+    from mimkit.targets import Hog, LowFreqPixels, Pixels
+    from mimkit.views import Normalization, RandomResizedCrop, SimpleResizedCrop
 
+    base = choose("recipe", recipe, recipes())()
+    normalization = Normalization.for_channels(settings.channels or base.channels)
     views = {"random-resized-crop": RandomResizedCrop, "simple-resized-crop": SimpleResizedCrop}
     masks = {"random": RandomMask}
-    readouts = {"last": Last, "fused": Fused}
+    readouts = {"last": Last, "fused": Fused, "levels": Levels}
     decoders = {"transformer": TransformerDecoder}
     targets = {
+        "hog": Hog,
         "pixels": Pixels,
         "raw-pixels": partial(Pixels, normalized=False),
         "lowfreq-pixels": LowFreqPixels,
-        "lowfreq-pixels-mmselfsup": partial(LowFreqPixels, filter="mmselfsup"),
+        "lowfreq-pixels-mmselfsup": partial(LowFreqPixels, filter="mmselfsup", normalization=normalization),
     }
 
-    base = choose("recipe", recipe, recipes())()
     parts: dict[str, Any] = {}
     if settings.view is not None:
         parts["view"] = choose("--view", settings.view, views)()

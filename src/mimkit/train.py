@@ -75,9 +75,13 @@ class Train:
 
 
 class Batches(Protocol):
-    """Micro-batches in an order that is a function of the step."""
+    """Batches in an order that is a function of the step, each in one or more equal parts."""
 
-    steps_per_epoch: int
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    @property
+    def parts(self) -> int: ...
 
     def starting_at(self, step: int) -> Iterator[Any]: ...
 
@@ -109,7 +113,6 @@ def fit(
     values: Train,
     run: Run,
     *,
-    accumulate: int = 1,
     evaluators: Sequence[tuple[int, Evaluator]] = (),
     scalars: Callable[[], dict[str, float]] = dict,
     device: torch.device | str = "cpu",
@@ -124,7 +127,7 @@ def fit(
 
     Args:
         model: returns an output with `.loss` when called with a batch's `inputs(device)`.
-        batches: `accumulate` consecutive ones make one step.
+        batches: the gradients of a batch's parts accumulate to one step.
         values: see `Train`.
         run: where state, log and pictures go.
         evaluators: pairs of (every so many steps, evaluator); each also runs before the first and after the last step.
@@ -143,8 +146,8 @@ def fit(
     Raises:
         TrainingStopped: too many steps without a finite loss, or too many unreadable images.
     """
-    steps = total_steps(batches, values, accumulate)
-    steps_per_epoch = batches.steps_per_epoch / accumulate
+    steps_per_epoch = batches.steps_per_epoch
+    steps = values.epochs * steps_per_epoch
     model.to(device).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, values), lr=0.0, betas=values.betas)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -184,7 +187,7 @@ def fit(
                     record({**row, "step": step, "epoch": step / steps_per_epoch})
                     progress.line(f"step {step}: {beside_untrained(row, run)}")
 
-    micro_batches = batches.starting_at(done * accumulate)
+    parts = batches.starting_at(done)
     with Progress(steps=steps, done=done, images_per_step=values.batch_size) as progress, _stop_signals() as stop:
         if done == 0:
             evaluate(0)
@@ -193,9 +196,9 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = values.lr((step - 1) / steps_per_epoch)
             loss = torch.zeros((), device=device)
-            for _ in range(accumulate):
+            for _ in range(batches.parts):
                 with progress.waiting():
-                    batch = next(micro_batches)
+                    batch = next(parts)
                 for path, reason in batch.skipped:
                     if path not in skipped:
                         skipped.add(path)
@@ -207,7 +210,7 @@ def fit(
                         f"--skipped-share {skipped_share:g} that is allowed; the last one: {batch.skipped[-1][0]}"
                     )
                 with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=values.precision == "bf16"):
-                    part = model(**batch.inputs(device)).loss / accumulate
+                    part = model(**batch.inputs(device)).loss / batches.parts
                 part.backward()
                 loss += part.detach()
             norm = torch.nn.utils.clip_grad_norm_(parameters, values.clip_grad or math.inf)
@@ -245,11 +248,6 @@ def fit(
             if stopping and step < steps:
                 return False
     return True
-
-
-def total_steps(batches: Batches, values: Train, accumulate: int = 1) -> int:
-    """Optimizer steps of the whole run, at least one."""
-    return max(1, values.epochs * batches.steps_per_epoch // accumulate)
 
 
 def beside_untrained(row: Row, run: Run) -> str:

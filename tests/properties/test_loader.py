@@ -4,9 +4,11 @@ import gc
 import multiprocessing
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +101,22 @@ def test_batches_are_what_they_say(images: ImageList) -> None:
         inputs = batch.inputs("cpu")
         assert set(inputs) == {"images", "keys"}
         assert torch.equal(inputs["images"], batch.images)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_parts_together_are_the_batch(images: ImageList, spoiled: ImageList, workers: int) -> None:
+    for which in (images, spoiled):
+        whole = first(6, batches(which, batch_size=6).starting_at(1))
+        parts = first(18, batches(which, workers, batch_size=6, parts=3).starting_at(1))
+        for i, batch in enumerate(whole):
+            pieces = parts[3 * i : 3 * i + 3]
+            assert [len(piece) for piece in pieces] == [2, 2, 2]
+            for name in ("images", "keys", "indices"):
+                assert torch.equal(torch.cat([getattr(piece, name) for piece in pieces]), getattr(batch, name))
+            assert set(batch.skipped) == {skip for piece in pieces for skip in piece.skipped}
+    for parts_of in (0, 4):
+        with pytest.raises(ValueError, match=f"a batch of 6 does not divide into {parts_of} parts"):
+            batches(images, batch_size=6, parts=parts_of)
 
 
 def test_an_epoch_has_each_image_once_and_no_order_twice(images: ImageList) -> None:
@@ -267,6 +285,40 @@ def test_workers_outlive_a_signal_to_all_processes(images: ImageList) -> None:
     assert_alike(reference, taken)
     running.close()  # type: ignore[attr-defined]
     assert multiprocessing.active_children() == []
+
+
+def run_until_killed(images: ImageList, method: str, tell: Connection) -> None:
+    multiprocessing.set_start_method(method, force=True)
+    running = batches(images, 2).starting_at(0)
+    next(running)
+    tell.send([worker.pid for worker in multiprocessing.active_children()])
+    time.sleep(600)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_do_not_outlive_a_killed_main_process(images: ImageList, method: str) -> None:
+    """Ended by the kernel for its memory, say, it must not leave workers behind, with all that they hold."""
+    told, tell = multiprocessing.Pipe(duplex=False)
+    main = multiprocessing.get_context("fork").Process(target=run_until_killed, args=(images, method, tell))
+    main.start()
+    assert told.poll(timeout=120)
+    workers = told.recv()
+    assert len(workers) == 2
+    assert all(is_running(pid) for pid in workers)
+    main.kill()
+    main.join()
+    until = time.monotonic() + 30
+    while any(is_running(pid) for pid in workers) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(is_running(pid) for pid in workers)
 
 
 # In order

@@ -1,5 +1,6 @@
 """Reading images: every mode and oddity that files come with, and everything that is no image."""
 
+import contextlib
 import os
 import struct
 import threading
@@ -277,10 +278,8 @@ def test_random_damage_is_bad_or_read(tmp_path: Path) -> None:
             path.write_bytes(damaged.tobytes())
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's own, of odd metadata
-                try:
+                with contextlib.suppress(BadImage):
                     assert read_image(path).mode == "RGB"
-                except BadImage as error:
-                    assert error.reason
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -314,10 +313,11 @@ def test_large_images_are_read_without_a_warning(tmp_path: Path, suffix: str, mo
 
 
 def test_pillow_is_left_as_it_was(tmp_path: Path) -> None:
-    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    limit, truncated = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
     Image.fromarray(gradient()).save(tmp_path / "a.jpg")
     read_image(tmp_path / "a.jpg")
-    assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES) == before
+    assert limit == Image.MAX_IMAGE_PIXELS
+    assert truncated == ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 def test_postscript_is_never_run(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ SIZE = (32, 48)
 
 def test_raw_pixels_are_the_pixels():
     images = build.images(2, SIZE)
-    cells = Pixels(normalized=False)(images, (2, 3))
+    cells = Pixels(normalized=False)(images, [(2, 3)])[0]
     assert cells.shape == (2, 2, 3, Pixels().values(16, 3))
     assert cells[1, 0, 2, :3].tolist() == images[1, :, 0, 32].tolist()
 
@@ -19,7 +19,7 @@ def test_raw_pixels_are_the_pixels():
 def test_normalised_pixels_equal_loops():
     """Mean and unbiased variance over all p·p·C values of a cell jointly, 1e-6 under the root."""
     images = build.images(2, SIZE) * 0.01  # small, so that 1e-6 shows
-    cells = Pixels()(images, (2, 3))
+    cells = Pixels()(images, [(2, 3)])[0]
     for b in range(2):
         for i in range(2):
             for j in range(3):
@@ -31,7 +31,7 @@ def test_normalised_pixels_equal_loops():
 
 
 def test_flat_cell_gives_zeros():
-    cells = Pixels()(torch.full((1, 3, *SIZE), 0.7), (2, 3))
+    cells = Pixels()(torch.full((1, 3, *SIZE), 0.7), [(2, 3)])[0]
     assert cells.abs().max() < 1e-3
     assert cells.isfinite().all()
 
@@ -42,7 +42,7 @@ def test_flat_cell_gives_zeros():
 def test_picture_of_the_target_is_the_image_it_was_taken_from(target):
     images = build.images(2, SIZE)
     source = target.low_pass(images) if isinstance(target, LowFreqPixels) else images
-    picture = target.picture(target(images, (2, 3)), images)
+    picture = target.picture(target(images, [(2, 3)])[0], images)
     assert picture.shape == images.shape
     torch.testing.assert_close(picture, source, rtol=1e-4, atol=1e-4)
 
@@ -50,13 +50,13 @@ def test_picture_of_the_target_is_the_image_it_was_taken_from(target):
 def test_values_count_any_channels():
     for cell, channels in ((16, 3), (8, 1), (32, 7)):
         images = build.images(1, (2 * cell, cell), channels)
-        assert Pixels()(images, (2, 1)).shape[-1] == Pixels().values(cell, channels) == cell * cell * channels
+        assert Pixels()(images, [(2, 1)])[0].shape[-1] == Pixels().values(cell, channels) == cell * cell * channels
 
 
-def test_cells_normalised_by_other_cells():
-    cells, reference = build.images(1, (2, 3), 8)[0], 3 * build.images(1, (2, 3), 8, seed=1)[0] + 1
-    expected = (cells - reference.mean(-1, keepdim=True)) / (reference.var(-1, keepdim=True) + 1e-6).sqrt()
-    torch.testing.assert_close(normalize_cells(cells, reference), expected)
+def test_cells_are_normalised_each_by_itself_with_the_unbiased_variance():
+    cells = 3 * build.images(1, (2, 3), 8)[0] + 1
+    expected = (cells - cells.mean(-1, keepdim=True)) / (cells.var(-1, keepdim=True, correction=1) + 1e-6).sqrt()
+    torch.testing.assert_close(normalize_cells(cells), expected)
 
 
 def test_published_filter_needs_the_normalisation_of_the_images():

@@ -2,6 +2,16 @@
 
 from mimkit.data.decode import BadImage, read_image
 from mimkit.data.folder import ImageList, find_images, split
-from mimkit.data.loader import Batch, TrainBatches, load_images
+from mimkit.data.loader import Batch, TooManyBadImages, TrainBatches, load_images
 
-__all__ = ["BadImage", "Batch", "ImageList", "TrainBatches", "find_images", "load_images", "read_image", "split"]
+__all__ = [
+    "BadImage",
+    "Batch",
+    "ImageList",
+    "TooManyBadImages",
+    "TrainBatches",
+    "find_images",
+    "load_images",
+    "read_image",
+    "split",
+]

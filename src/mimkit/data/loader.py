@@ -5,13 +5,18 @@ Every batch is a function of the seed and its number, whatever the number of wor
 Shapes: B batch, C channels, H W pixels.
 """
 
+import atexit
 import functools
 import itertools
+import multiprocessing
+import os
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
-from types import FrameType
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +30,7 @@ from mimkit.views import CenterCrop, Size, View
 
 EVALUATION_VIEW = CenterCrop()
 MOST_BAD_IN_A_ROW = 100
+SECONDS_AFTER_SIGTERM = 60
 
 
 class TooManyBadImages(RuntimeError):
@@ -59,19 +65,22 @@ class Batch:
 class TrainBatches:
     """Random views of all images, shuffled in each epoch; the images that do not fill a last batch wait for the next.
 
-    A bad image is replaced by the one that comes just after its batch in the epoch's order.
+    A batch can come in several equal parts, for steps that accumulate gradients; together they are the same images. A
+    bad image is replaced by one that comes soon after its batch in the epoch's order.
 
     Args:
         images: what to draw from.
         view: makes an array of the size from an image.
         size: (H, W).
         channels: 3 or 1.
-        batch_size: images per batch.
+        batch_size: images per batch, which is to say per step.
+        parts: pieces that a batch comes in.
         seed: of order, views and keys.
         workers: processes that read; 0 reads in this one.
 
     Raises:
-        ValueError: the batch size is below 1 or above the number of images, or another value out of range.
+        ValueError: the batch size is below 1 or above the number of images, does not divide into the parts, or another
+            value is out of range.
     """
 
     images: ImageList
@@ -80,10 +89,13 @@ class TrainBatches:
     size: Size
     channels: int = 3
     batch_size: int
+    parts: int = 1
     seed: int = 0
     workers: int = 0
 
     def __post_init__(self) -> None:
+        if self.parts < 1 or self.batch_size % self.parts:
+            raise ValueError(f"a batch of {self.batch_size} does not divide into {self.parts} parts")
         if not 1 <= self.batch_size <= len(self.images):
             raise ValueError(f"a batch of {self.batch_size} cannot be drawn from {len(self.images)} images")
         _check(self.channels, self.workers)
@@ -93,29 +105,28 @@ class TrainBatches:
         return len(self.images) // self.batch_size
 
     def starting_at(self, step: int) -> Iterator[Batch]:
-        """All batches from global step `step` on, without end. Closing the iterator ends its workers.
+        """All parts of all batches from global step `step` on, without end. Closing the iterator ends its workers.
 
         Raises:
-            TooManyBadImages: see `batch`.
+            TooManyBadImages: see `part`.
         """
-        return _run(self.batch, itertools.count(step), self.workers)
+        return _run(self.part, itertools.count(step * self.parts), self.workers)
 
-    def batch(self, step: int) -> Batch:
-        """The batch of one global step, read in this process.
+    def part(self, number: int) -> Batch:
+        """One part of a batch, counted over all steps, read in this process.
 
         Raises:
             TooManyBadImages: 100 candidates in a row, or all images there are, were bad.
         """
         count, views = len(self.images), _Views(self.images, self.view, self.size, self.channels)
-        epoch, place = divmod(step, self.steps_per_epoch)
-        order = _order(self.seed, epoch, count)
-        stop = (place + 1) * self.batch_size
-        indices = order[stop - self.batch_size : stop].copy()
+        epoch, place = divmod(number, self.steps_per_epoch * self.parts)
+        order, size = _order(self.seed, epoch, count), self.batch_size // self.parts
+        indices = order[place * size : (place + 1) * size].copy()
         keys = _keys(self.seed, epoch, indices)
-        spares = itertools.count(stop)
-        pixels = views.empty(self.batch_size)
+        pixels = views.empty(size)
         skipped: dict[str, str] = {}
-        for slot in range(self.batch_size):
+        for slot in range(size):
+            spares = itertools.count(place * size + slot + self.batch_size)
             tries = min(MOST_BAD_IN_A_ROW, count + 1)
             while (bad := views.put(pixels[slot], indices[slot], keys[slot])) is not None:
                 skipped[bad.path] = bad.reason
@@ -233,14 +244,23 @@ def _run(make: Callable[[int], Batch], steps: Iterable[int], workers: int) -> It
         generator=torch.Generator(),  # else it draws its workers' seeds from the global one
     )
     batches = iter(loader)
+    end = functools.partial(_end_workers, batches)
+    atexit.register(end)
     try:
         for batch in batches:
             if isinstance(batch, TooManyBadImages):
                 raise batch
             yield batch
     finally:
-        # Dropping the iterator would do, but a traceback may keep it.
-        batches._shutdown_workers()  # type: ignore[attr-defined]
+        atexit.unregister(end)
+        end()
+
+
+def _end_workers(batches: Any) -> None:
+    """Dropping the iterator would do as well, but a traceback may keep it."""
+    batches._shutdown_workers()
+    for worker in batches._workers:
+        worker.kill()  # one that is still deep in a batch
 
 
 class _Steps(Dataset):
@@ -259,10 +279,16 @@ class _Steps(Dataset):
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what matters comes back as `skipped`
-    # A signal to the whole process group asks the main process to stop in good order, for which it needs its workers.
+    # A signal to the whole process group asks the main process to stop in good order: it still needs its workers then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _survive_once)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    if os.name == "posix":
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_AFTER_SIGTERM) and None)
 
 
-def _survive_once(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
+def _die_with(parent: BaseProcess) -> None:
+    """torch looks only at its direct parent, which may be a fork server that lives as long as this process does."""
+    parent.join()
+    os._exit(1)

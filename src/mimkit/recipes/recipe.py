@@ -25,7 +25,7 @@ class Recipe:
         mask: draws what is hidden.
         encoder: makes the encoder, called with `image_size=(H, W)` and `channels=C`.
         readout: makes the readout for an encoder.
-        decoder: makes one level's decoder from (latent width, values per cell, grid).
+        decoder: makes one level's decoder from (latent width, values per cell, latent's grid, predictions' grid).
         target: what is reconstructed.
         distance: between prediction and target.
         train: the values it is trained with.
@@ -38,7 +38,7 @@ class Recipe:
     mask: MaskSampler
     encoder: Callable[..., Encoder]
     readout: Callable[[Encoder], Readout]
-    decoder: Callable[[int, int, Grid], nn.Module]
+    decoder: Callable[[int, int, Grid, Grid], nn.Module]
     target: Target
     distance: Distance
     train: Train
@@ -57,12 +57,20 @@ def build(recipe: Recipe) -> Method:
     encoder = recipe.encoder(image_size=recipe.image_size, channels=recipe.channels)
     readout = recipe.readout(encoder)
     grid = grid_for(recipe.image_size, encoder.cell)
-    values = recipe.target.values(encoder.cell, recipe.channels)
+    decoders = [
+        recipe.decoder(
+            level.dim,
+            recipe.target.values(level.cell, recipe.channels),
+            grid,
+            grid_for(recipe.image_size, level.cell),
+        )
+        for level in readout.levels
+    ]
     return Method(
         mask=recipe.mask,
         encoder=encoder,
         readout=readout,
-        decoders=[recipe.decoder(encoder.dim, values, grid)],
+        decoders=decoders,
         target=recipe.target,
         distance=recipe.distance,
         normalization=Normalization.for_channels(recipe.channels),

@@ -1,6 +1,7 @@
 """What is reconstructed. A target is a frozen description that turns images into values for the cells of a grid."""
 
+from mimkit.targets.hog import Hog
 from mimkit.targets.lowfreq import LowFreqPixels
 from mimkit.targets.pixels import Pixels, Target
 
-__all__ = ["LowFreqPixels", "Pixels", "Target"]
+__all__ = ["Hog", "LowFreqPixels", "Pixels", "Target"]

@@ -40,8 +40,8 @@ class LowFreqPixels:
     def values(self, cell: int, channels: int) -> int:
         return self.pixels.values(cell, channels)
 
-    def __call__(self, images: Tensor, grid: Grid) -> Tensor:
-        return self.pixels(self.low_pass(images), grid)
+    def __call__(self, images: Tensor, grids: list[Grid]) -> list[Tensor]:
+        return self.pixels(self.low_pass(images), grids)
 
     @property
     def picture_note(self) -> str:

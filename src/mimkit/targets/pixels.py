@@ -25,8 +25,8 @@ class Target(Protocol):
     def values(self, cell: int, channels: int) -> int:
         """How many values one cell of `cell` x `cell` pixels has."""
 
-    def __call__(self, images: Tensor, grid: Grid) -> Tensor:
-        """Normalised images float32 [B, C, H, W] to [B, h, w, values]."""
+    def __call__(self, images: Tensor, grids: list[Grid]) -> list[Tensor]:
+        """Normalised images float32 [B, C, H, W] to [B, h, w, values] for each grid."""
 
     def references(self, images: Tensor) -> list[Tensor]:
         """Images worth showing beside the original, because the values are taken from them."""
@@ -53,9 +53,9 @@ class Pixels:
     def values(self, cell: int, channels: int) -> int:
         return cell * cell * channels
 
-    def __call__(self, images: Tensor, grid: Grid) -> Tensor:
-        cells = patchify(images, grid)
-        return normalize_cells(cells, cells) if self.normalized else cells
+    def __call__(self, images: Tensor, grids: list[Grid]) -> list[Tensor]:
+        cells = [patchify(images, grid) for grid in grids]
+        return [normalize_cells(values) for values in cells] if self.normalized else cells
 
     @property
     def picture_note(self) -> str:
@@ -82,7 +82,7 @@ def cell_statistics(cells: Tensor) -> tuple[Tensor, Tensor]:
     return cells.mean(dim=-1, keepdim=True), (cells.var(dim=-1, keepdim=True) + 1e-6).sqrt()
 
 
-def normalize_cells(cells: Tensor, reference: Tensor) -> Tensor:
-    """Cells [..., n] less the mean, over the deviation, of the reference's cells."""
-    mean, deviation = cell_statistics(reference)
+def normalize_cells(cells: Tensor) -> Tensor:
+    """Cells [..., n] of zero mean and unit deviation each."""
+    mean, deviation = cell_statistics(cells)
     return (cells - mean) / deviation
