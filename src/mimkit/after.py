@@ -1,8 +1,7 @@
 """What one does with a backbone: score it, take its features, look at its reconstructions."""
 
 import io
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def probe_source(
         features, ids, bad = extract(encoder, images, device=choose_device(device), workers=choose_workers(workers))
         labelled += [features, torch.from_numpy(images.labels)[ids]]
         skipped += len(bad)
-    wanted = {"linear": probes.linear, "knn": probes.knn}
+    wanted: dict[str, Callable[..., probes.Score]] = {"linear": probes.linear, "knn": probes.knn}
     scores = {name: score(*labelled) for name, score in wanted.items() if kind in (name, "all")}
     any_score = next(iter(scores.values()))
     return {name: score.accuracy for name, score in scores.items()} | {
@@ -67,7 +66,7 @@ def embed_source(
     images = find_images(data)
     features, ids, skipped = extract(encoder, images, device=choose_device(device), workers=choose_workers(workers))
     kept: ImageList = images.take(ids.numpy())
-    arrays = {"features": features.numpy(), "paths": np.array(kept.paths)}
+    arrays: dict[str, Any] = {"features": features.numpy(), "paths": np.array(kept.paths)}
     if kept.labels is not None and kept.classes is not None:
         arrays |= {"labels": kept.labels, "classes": np.array(kept.classes)}
     buffer = io.BytesIO()
@@ -91,7 +90,7 @@ def reconstruct_images(
         raise ValueError("IMAGES: name at least one image file")
     method = load_method(source).to(choose_device(device))
     if mask_ratio is not None:
-        method.mask = replace(method.mask, ratio=mask_ratio)
+        method.mask = method.mask.hiding(mask_ratio)
     pixels = ImageEncoder(method.encoder, method.normalization).read(images).to(choose_device(device))
     rows = pictures.reconstruct(method, pixels, sample_keys(seed, 0, torch.arange(len(images))).to(pixels.device))
     if rows is None:

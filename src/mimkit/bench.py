@@ -1,7 +1,7 @@
 """Speed, measured beside peers in the same run: machines are noisy, ratios of alternating runs are less so."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from mimkit.settings import Settings, compose
 from mimkit.views import RandomResizedCrop
 
 
-def alternate(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def alternate(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each piece of work in each round, one after the other in every round, after one to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):

@@ -66,7 +66,9 @@ def load_latest(folder: Path) -> Checkpoint | None:
             aside = path.with_name(f"torn-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-            warnings.warn(f"{path} is damaged ({reason}): set aside as {aside.name}, trying the one before", stacklevel=2)
+            warnings.warn(
+                f"{path} is damaged ({reason}): set aside as {aside.name}, trying the one before", stacklevel=2
+            )
     return None
 
 
@@ -77,7 +79,8 @@ def load(path: Path) -> Checkpoint:
         Torn: a file is missing, or does not match its checksum.
     """
     try:
-        sums = dict(reversed(line.split("  ", 1)) for line in (path / "SHA256SUMS").read_text().splitlines())
+        lines = [line.split("  ", 1) for line in (path / "SHA256SUMS").read_text().splitlines()]
+        sums = {name: expected for expected, name in lines}
         if set(sums) != {"weights.safetensors", "training.safetensors", "state.json"}:
             raise Torn("its list of checksums is incomplete")
         for name, expected in sums.items():
@@ -94,7 +97,7 @@ def load(path: Path) -> Checkpoint:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """An optimizer's state by parameter name: `optimizer/exp_avg/encoder.vit.cls_token` and so on."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"optimizer/{slot}/{names[parameter]}": value
         for parameter, slots in optimizer.state.items()

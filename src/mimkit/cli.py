@@ -207,7 +207,7 @@ def export(
     return 0
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., int]] = {
     "demo": demo,
     "recipes": recipes,
     "pretrain": pretrain,

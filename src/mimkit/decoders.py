@@ -43,6 +43,7 @@ class TransformerDecoder(nn.Module):
         self.grid = grid
         self.embed = nn.Linear(dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions: Tensor
         self.register_buffer("positions", sincos_positions(grid, width)[None], persistent=False)
         layer_norm = partial(nn.LayerNorm, eps=1e-6)
         self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=layer_norm) for _ in range(depth))

@@ -14,9 +14,22 @@ from PIL import Image
 
 # Public domain or CC0, as scikit-image's own notes say.
 PHOTOGRAPHS = (
-    "astronaut.png brick.png camera.png cell.png chelsea.png coffee.png coins.png grass.png gravel.png "
-    "hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png retina.jpg rocket.jpg"
-).split()
+    "astronaut.png",
+    "brick.png",
+    "camera.png",
+    "cell.png",
+    "chelsea.png",
+    "coffee.png",
+    "coins.png",
+    "grass.png",
+    "gravel.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "moon.png",
+    "motorcycle_left.png",
+    "retina.jpg",
+    "rocket.jpg",
+)
 TILE = 96
 TRAIN_SHARE = 0.7
 TRAIN_STRIDE = 24
@@ -32,7 +45,10 @@ def run_demo(out: Path, *, overwrite: bool = False) -> Path:
     run, tiles = out / "run", out / "photographs"
     refuse_nonempty(run, overwrite=overwrite)
     counts = make_tiles(tiles)
-    print(f"{len(PHOTOGRAPHS)} photographs: {counts['train']} training and {counts['val']} held-out tiles", file=sys.stderr)
+    print(
+        f"{len(PHOTOGRAPHS)} photographs: {counts['train']} training and {counts['val']} held-out tiles",
+        file=sys.stderr,
+    )
     pretrain("small", Settings(data=tiles, image_size=(TILE,), epochs=12), run, overwrite=overwrite)
     return run / "report.html"
 

@@ -4,7 +4,7 @@ Shapes: B batch, h w cells of the mask's own grid, K visible cells of a sample.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -65,6 +65,9 @@ class MaskSampler(Protocol):
 
     def sample(self, keys: Tensor, image_size: tuple[int, int], encoder_cell: int) -> Mask: ...
 
+    def hiding(self, ratio: float) -> "MaskSampler":
+        """The same sampler with another hidden share."""
+
 
 @dataclass(frozen=True)
 class RandomMask:
@@ -86,6 +89,9 @@ class RandomMask:
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
             raise ValueError(f"mask ratio must lie between 0 and 1, got {self.ratio}")
+
+    def hiding(self, ratio: float) -> "RandomMask":
+        return replace(self, ratio=ratio)
 
     def sample(self, keys: Tensor, image_size: tuple[int, int], encoder_cell: int) -> Mask:
         h, w = grid_for(image_size, self.cell or encoder_cell)

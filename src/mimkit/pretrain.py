@@ -20,9 +20,10 @@ from mimkit.method import Method
 from mimkit.recipes import Recipe, build
 from mimkit.runs import Run, refuse_nonempty
 from mimkit.settings import Machine, Settings, compose
-from mimkit.train import fit
+from mimkit.train import Evaluator, fit
 
 PICTURES = 8
+HERE = Machine()
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,9 @@ class Plan:
     method: Method
     train: ImageList
     held_out: ImageList
+    parts: int
+    probe_every: int
     notes: list[str]
-
-    @property
-    def accumulate(self) -> int:
-        return self.recipe.train.batch_size // self.settings.micro_batch
 
     def batches(self, workers: int) -> TrainBatches:
         return TrainBatches(
@@ -48,7 +47,7 @@ class Plan:
             size=self.recipe.image_size,
             channels=self.recipe.channels,
             batch_size=self.recipe.train.batch_size,
-            parts=self.accumulate,
+            parts=self.parts,
             seed=self.settings.seed,
             workers=workers,
         )
@@ -67,9 +66,13 @@ def plan(name: str, settings: Settings, *, device: torch.device) -> Plan:
     batch_size = recipe.train.batch_size
     if batch_size > len(train):
         if settings.batch_size is not None:
-            raise ValueError(f"--batch-size {batch_size} is more than the {len(train)} training images in {settings.data}")
+            raise ValueError(
+                f"--batch-size {batch_size} is more than the {len(train)} training images in {settings.data}"
+            )
         batch_size = 1 << (len(train).bit_length() - 1)
-        notes.append(f"the recipe's batch of {recipe.train.batch_size} is more than the {len(train)} images: {batch_size}")
+        notes.append(
+            f"the recipe's batch of {recipe.train.batch_size} is more than the {len(train)} images: {batch_size}"
+        )
     micro = settings.micro_batch or default_micro_batch(batch_size, device)
     if batch_size % micro:
         raise ValueError(f"--micro-batch {micro} does not divide the batch size of {batch_size}")
@@ -80,23 +83,25 @@ def plan(name: str, settings: Settings, *, device: torch.device) -> Plan:
             f"only {len(train) // batch_size} steps in an epoch of {len(train)} images: "
             "with few images, try the recipe `small`, or a --batch-size of 128"
         )
-    values = {f.name: getattr(recipe.train, f.name) for f in fields(Settings) if hasattr(recipe.train, f.name)}
+    probe_every = settings.probe_every or max(1, recipe.train.epochs // 5)
+    values: dict[str, Any] = {
+        f.name: getattr(recipe.train, f.name) for f in fields(Settings) if hasattr(recipe.train, f.name)
+    }
+    values["channels"] = recipe.channels
     settings = replace(
         settings,
         **values,
         data=settings.data.resolve(),
         image_size=recipe.image_size,
-        channels=recipe.channels,
         micro_batch=micro,
-        probe_every=settings.probe_every or max(1, recipe.train.epochs // 5),
+        probe_every=probe_every,
     )
     torch.manual_seed(settings.seed)
-    return Plan(name, recipe, settings, build(recipe), train, held_out, notes)
+    method = build(recipe)
+    return Plan(name, recipe, settings, method, train, held_out, batch_size // micro, probe_every, notes)
 
 
-def pretrain(
-    recipe: str, settings: Settings, out: Path, *, machine: Machine = Machine(), overwrite: bool = False
-) -> bool:
+def pretrain(recipe: str, settings: Settings, out: Path, *, machine: Machine = HERE, overwrite: bool = False) -> bool:
     """Pre-train into a new run folder. True at the end, False where a signal stopped it early.
 
     Args:
@@ -117,7 +122,7 @@ def pretrain(
     return execute(request, run, machine, device)
 
 
-def resume(run: Run, *, machine: Machine = Machine()) -> bool:
+def resume(run: Run, *, machine: Machine = HERE) -> bool:
     """Continue a run exactly where its last checkpoint left it.
 
     Raises:
@@ -139,8 +144,9 @@ def execute(request: Plan, run: Run, machine: Machine, device: torch.device) -> 
         print(line, file=sys.stderr)
     workers = choose_workers(machine.workers)
     batches = request.batches(workers)
-    every = request.settings.probe_every * batches.steps_per_epoch
-    method, evaluators = request.method, []
+    every = request.probe_every * batches.steps_per_epoch
+    method = request.method
+    evaluators: list[tuple[int, Evaluator]] = []
     if len(request.held_out):
         bank = subset(request.train, request.settings.probe_images)
         test = subset(request.held_out, max(1, request.settings.probe_images // 2))
@@ -168,11 +174,11 @@ def execute(request: Plan, run: Run, machine: Machine, device: torch.device) -> 
 
 def describe(request: Plan) -> list[str]:
     """A few lines that say what is about to be trained."""
-    values, settings = request.recipe.train, request.settings
+    values, settings, encoder = request.recipe.train, request.settings, request.method.encoder
     height, width = request.recipe.image_size
     labels = f"{len(request.train.classes)} classes" if request.train.classes else "no class folders"
     return [
-        f"{request.name}: {request.method.encoder.name} at {height} x {width}, {parameters(request.method.encoder):,} parameters",
+        f"{request.name}: {encoder.name} at {height} x {width}, {parameters(encoder):,} parameters",
         f"data: {len(request.train):,} training and {len(request.held_out):,} held-out images, {labels}",
         f"training: {values.epochs} epochs, batch {values.batch_size} ({settings.micro_batch} at once), peak learning "
         f"rate {values.peak_lr:.3g} = {values.base_lr:g} x {values.batch_size} / {values.lr_batch}, {values.precision}",

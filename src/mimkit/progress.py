@@ -32,7 +32,7 @@ class Progress:
             self.bar = Bar(*columns, console=self.console)
             self.task = self.bar.add_task("", total=steps, completed=done)
         self.started = self.spoke = time.monotonic()
-        self.waited = self.window_waited = self.aside = 0.0
+        self.window_waited = self.aside = 0.0
         self.window_started, self.window_step = self.started, done
         self.summary = ""
 
@@ -57,7 +57,9 @@ class Progress:
         """Around work that is no training, such as a probe; it does not count into images per second."""
         started = time.monotonic()
         yield
-        self.window_started += time.monotonic() - started
+        seconds = time.monotonic() - started
+        self.window_started += seconds
+        self.aside += seconds
 
     def speed(self, step: int, row: dict[str, Any]) -> dict[str, Any]:
         """The speed since the last call, for the speed log; also what the bar shows from now on."""
@@ -78,7 +80,7 @@ class Progress:
         now = time.monotonic()
         if now - self.spoke >= PLAIN_SECONDS or step == self.steps:
             self.spoke = now
-            left = (now - self.started) / max(1, step - self.first) * (self.steps - step)
+            left = (now - self.started - self.aside) / max(1, step - self.first) * (self.steps - step)
             self.line(f"step {step}/{self.steps}  {self.summary}  {duration(left)} left")
 
     def line(self, text: str) -> None:

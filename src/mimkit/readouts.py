@@ -3,9 +3,9 @@
 Shapes: B batch, K tokens, D width, T taps.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +21,27 @@ class Level:
     cell: int
 
 
-class Readout(Protocol):
-    """Names the taps it wants, and turns their latents into the levels to decode."""
+class Readout(nn.Module, ABC):
+    """Names the taps it wants, and turns their latents into the levels to decode.
+
+    Attributes:
+        taps: blocks of the encoder.
+        levels: what comes out.
+    """
 
     taps: tuple[int, ...]
     levels: tuple[Level, ...]
 
-    def __call__(self, latents: list[Latent], norm: nn.Module) -> list[Latent]: ...
+    @abstractmethod
+    def forward(self, latents: list[Latent], norm: nn.Module) -> list[Latent]:
+        """One un-normed latent per tap, and the encoder's final norm, to one latent per level."""
 
     def scalars(self) -> dict[str, float]:
         """What the log should follow over the run, by name."""
+        return {}
 
 
-class Last(nn.Module):
+class Last(Readout):
     """The last block through the final norm: one level."""
 
     taps = (-1,)
@@ -46,11 +54,8 @@ class Last(nn.Module):
         (last,) = latents
         return [last.map(norm)]
 
-    def scalars(self) -> dict[str, float]:
-        return {}
 
-
-class Fused(nn.Module):
+class Fused(Readout):
     """MFF's fusion (arXiv 2308.00261 §3.3): shallow taps projected, then averaged with the last by learned weights.
 
     Class token and patches are fused alike; the final norm follows. Only pre-training uses it: downstream, the plain
@@ -95,7 +100,7 @@ class Fused(nn.Module):
         return {f"fusion/block_{tap}": share for tap, share in zip(self.taps, shares, strict=True)}
 
 
-class Levels(nn.Module):
+class Levels(Readout):
     """LocalMIM's readout (arXiv 2303.05251 §3.2): every tap is a level of its own, early ones decoded to finer cells.
 
     Each tap has its own norm; the last one's is the encoder's, which downstream use inherits.
@@ -121,6 +126,3 @@ class Levels(nn.Module):
 
     def forward(self, latents: list[Latent], norm: nn.Module) -> list[Latent]:
         return [latent.map(own) for latent, own in zip(latents, [*self.norms, norm], strict=True)]
-
-    def scalars(self) -> dict[str, float]:
-        return {}

@@ -1,11 +1,11 @@
 """The run folder: everything a run needs to be run again, resumed and understood.
 
-    run.json              the request, every resolved value, parts, data, versions; written once
-    log.jsonl             the truth: losses, probes, skipped files; the same whatever interrupts the run
-    speed.jsonl           images per second and waiting time, which differ from run to run
-    checkpoints/          see `mimkit.checkpoint`
-    reconstructions/      pictures of fixed images, one for each evaluation
-    report.html           written at the end, or by `mimkit report`
+run.json              the request, every resolved value, parts, data, versions; written once
+log.jsonl             the truth: losses, probes, skipped files; the same whatever interrupts the run
+speed.jsonl           images per second and waiting time, which differ from run to run
+checkpoints/          see `mimkit.checkpoint`
+reconstructions/      pictures of fixed images, one for each evaluation
+report.html           written at the end, or by `mimkit report`
 """
 
 import json

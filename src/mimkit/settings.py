@@ -179,7 +179,9 @@ def compose(recipe: str, settings: Settings) -> "Recipe":
 
     mask = given(settings, mask_ratio="ratio", mask_cell="cell")
     decoder = given(settings, decoder_width="width", decoder_depth="depth", decoder_heads="heads")
-    train = {f.name: getattr(settings, f.name) for f in fields(base.train) if getattr(settings, f.name, None) is not None}
+    train = {
+        f.name: getattr(settings, f.name) for f in fields(base.train) if getattr(settings, f.name, None) is not None
+    }
     if "epochs" in train and "warmup_epochs" not in train:
         train["warmup_epochs"] = min(base.train.warmup_epochs, 0.15 * train["epochs"])
     return replace(

@@ -1,9 +1,9 @@
 """Where encoders and methods come from: run folders, exported files, timm names.
 
-    runs/mine                       a run folder: its newest whole checkpoint
-    mine.safetensors                a file of `mimkit export --format safetensors`
-    timm:vit_base_patch16_224       timm's pre-trained weights (downloaded on first use)
-    random:vit_base_patch16_224     untrained, as a run would start
+runs/mine                       a run folder: its newest whole checkpoint
+mine.safetensors                a file of `mimkit export --format safetensors`
+timm:vit_base_patch16_224       timm's pre-trained weights (downloaded on first use)
+random:vit_base_patch16_224     untrained, as a run would start
 """
 
 import json
@@ -37,12 +37,11 @@ def load_encoder(source: str | Path, *, image_size: tuple[int, int] | None = Non
     """
     kind, _, name = str(source).partition(":")
     if kind in ("timm", "random") and name:
-        config = timm.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name) else None
+        config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
         size = image_size or (tuple(config.input_size[1:]) if config else (224, 224))
-        if kind == "random":
-            encoder = create_visible_vit(name, image_size=size)
-            return ImageEncoder(encoder, Normalization.for_channels(3)).eval()
-        encoder = create_visible_vit(name, image_size=size, pretrained=True)
+        encoder = create_visible_vit(name, image_size=size, pretrained=kind == "timm")
+        if config is None or kind == "random":
+            return ImageEncoder(encoder, Normalization.for_channels(encoder.channels)).eval()
         return ImageEncoder(encoder, Normalization(tuple(config.mean), tuple(config.std))).eval()
     method = load_method(source)
     return ImageEncoder(method.encoder, method.normalization).eval()

@@ -8,8 +8,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -83,7 +83,7 @@ class Batches(Protocol):
     @property
     def parts(self) -> int: ...
 
-    def starting_at(self, step: int) -> Iterator[Any]: ...
+    def starting_at(self, step: int) -> Generator[Any]: ...
 
 
 class Evaluator(Protocol):
@@ -148,33 +148,17 @@ def fit(
     """
     steps_per_epoch = batches.steps_per_epoch
     steps = values.epochs * steps_per_epoch
-    model.to(device).train()
-    optimizer = torch.optim.AdamW(parameter_groups(model, values), lr=0.0, betas=values.betas)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-
+    device = torch.device(device)
+    state = State(model.to(device).train(), values)
     first = run.latest()
     run.rewind(first)
-    done, window, skipped, nonfinite = 0, [], set(), 0
     if first is not None:
-        model.load_state_dict(first.weights)
-        restore_optimizer(optimizer, model, first.training)
-        _set_generators(first.training)
-        done, nonfinite = first.state["step"], first.state["nonfinite"]
-        window, skipped = [tuple(pair) for pair in first.state["window"]], set(first.state["skipped"])
+        state.restore(first)
 
     def record(row: Row) -> None:
         run.log(row)
         for sink in sinks:
             sink(row)
-
-    def checkpoint(step: int) -> None:
-        state = {
-            "window": [(float(loss), float(norm)) for loss, norm in window],
-            "skipped": sorted(skipped),
-            "nonfinite": nonfinite,
-        }
-        training = {**optimizer_tensors(optimizer, model), **_generators(device)}
-        run.save(step, Checkpoint(weights=model.state_dict(), training=training, state=state))
 
     def evaluate(step: int) -> None:
         for every, evaluator in evaluators:
@@ -187,55 +171,53 @@ def fit(
                     record({**row, "step": step, "epoch": step / steps_per_epoch})
                     progress.line(f"step {step}: {beside_untrained(row, run)}")
 
-    parts = batches.starting_at(done)
-    with Progress(steps=steps, done=done, images_per_step=values.batch_size) as progress, _stop_signals() as stop:
-        if done == 0:
+    def count_skipped(step: int, batch: Any) -> None:
+        for path, reason in batch.skipped:
+            if path not in state.skipped:
+                state.skipped.add(path)
+                record({"kind": "skipped", "step": step, "path": path, "reason": reason})
+                progress.line(f"skipped {path}: {reason}")
+        if len(state.skipped) > skipped_share * images:
+            raise TrainingStopped(
+                f"{len(state.skipped)} of {images} training images could not be read, more than the "
+                f"--skipped-share {skipped_share:g} that is allowed; the last one: {batch.skipped[-1][0]}"
+            )
+
+    def add_gradients(step: int) -> Tensor:
+        loss = torch.zeros((), device=device)
+        for _ in range(batches.parts):
+            with progress.waiting():
+                batch = next(parts)
+            count_skipped(step, batch)
+            with torch.autocast(device.type, torch.bfloat16, enabled=values.precision == "bf16"):
+                part = model(**batch.inputs(device)).loss / batches.parts
+            part.backward()
+            loss += part.detach()
+        return loss
+
+    with (
+        Progress(steps=steps, done=state.step, images_per_step=values.batch_size) as progress,
+        closing(batches.starting_at(state.step)) as parts,
+        _stop_signals() as stop,
+    ):
+        if state.step == 0:
             evaluate(0)
         saved_at = time.monotonic()
-        for step in range(done + 1, steps + 1):
-            for group in optimizer.param_groups:
-                group["lr"] = values.lr((step - 1) / steps_per_epoch)
-            loss = torch.zeros((), device=device)
-            for _ in range(batches.parts):
-                with progress.waiting():
-                    batch = next(parts)
-                for path, reason in batch.skipped:
-                    if path not in skipped:
-                        skipped.add(path)
-                        record({"kind": "skipped", "step": step, "path": path, "reason": reason})
-                        progress.line(f"skipped {path}: {reason}")
-                if len(skipped) > skipped_share * images:
-                    raise TrainingStopped(
-                        f"{len(skipped)} of {images} training images could not be read, more than the "
-                        f"--skipped-share {skipped_share:g} that is allowed; the last one: {batch.skipped[-1][0]}"
-                    )
-                with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=values.precision == "bf16"):
-                    part = model(**batch.inputs(device)).loss / batches.parts
-                part.backward()
-                loss += part.detach()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, values.clip_grad or math.inf)
-            if torch.isfinite(loss) and torch.isfinite(norm):
-                optimizer.step()
-                nonfinite = 0
-                window.append((loss, norm))
-            else:
-                nonfinite += 1
+        for step in range(state.step + 1, steps + 1):
+            lr = values.lr((step - 1) / steps_per_epoch)
+            loss = add_gradients(step)
+            norm = state.update(loss, lr)
+            if state.nonfinite:
                 record({"kind": "nonfinite", "step": step, "loss": str(float(loss)), "grad_norm": str(float(norm))})
                 progress.line(f"step {step}: loss {float(loss)}, gradient norm {float(norm)}: step skipped")
-                if nonfinite == nonfinite_limit:
-                    raise TrainingStopped(
-                        f"no finite loss in {nonfinite} steps in a row, up to step {step}; the last checkpoint is kept. "
-                        f"Try a lower --base-lr (now {values.base_lr:g}), --clip-grad 1, or --precision fp32"
-                    )
-            optimizer.zero_grad(set_to_none=True)
-
+            if state.nonfinite == nonfinite_limit:
+                raise TrainingStopped(
+                    f"no finite loss in {nonfinite_limit} steps in a row, up to step {step}; the last checkpoint is "
+                    f"kept. Try a lower --base-lr (now {values.base_lr:g}), --clip-grad 1, or --precision fp32"
+                )
             if step % log_every == 0 or step == steps:
-                row = {"kind": "train", "step": step, "epoch": step / steps_per_epoch, "lr": values.lr((step - 1) / steps_per_epoch)}
-                if window:
-                    losses, norms = (torch.stack([torch.as_tensor(x) for x in column]) for column in zip(*window, strict=True))
-                    row |= {"loss": float(losses.double().mean()), "grad_norm": float(norms.double().mean())}
+                row = {"kind": "train", "step": step, "epoch": step / steps_per_epoch, "lr": lr, **state.means()}
                 record({**row, **scalars()})
-                window.clear()
                 run.log_speed(progress.speed(step, row))
             progress.step(step)
             evaluate(step)
@@ -243,33 +225,90 @@ def fit(
                 record({"kind": "end", "step": steps})
             stopping = stop()
             if step == steps or stopping or time.monotonic() - saved_at >= checkpoint_minutes * 60:
-                checkpoint(step)
+                run.save(step, state.checkpoint())
                 saved_at = time.monotonic()
             if stopping and step < steps:
                 return False
     return True
 
 
+class State:
+    """What a step changes, and so what a checkpoint holds.
+
+    Args:
+        model: on its device.
+        values: see `Train`.
+    """
+
+    def __init__(self, model: nn.Module, values: Train) -> None:
+        self.model, self.clip_grad = model, values.clip_grad
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, values), lr=0.0, betas=values.betas)
+        self.step = 0  # steps done when this process took over
+        self.window: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm since the last training row
+        self.skipped: set[str] = set()
+        self.nonfinite = 0  # steps in a row
+
+    def update(self, loss: Tensor, lr: float) -> Tensor:
+        """One AdamW step with the gradients that are there, unless something is not finite. Returns their norm."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.clip_grad or math.inf)
+        if torch.isfinite(loss) and torch.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+            self.window.append((loss, norm))
+            self.nonfinite = 0
+        else:
+            self.nonfinite += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def means(self) -> dict[str, float]:
+        """Mean loss and gradient norm since the last call; nothing where no step was finite."""
+        if not self.window:
+            return {}
+        losses, norms = (torch.stack(column).double().mean() for column in zip(*self.window, strict=True))
+        self.window.clear()
+        return {"loss": float(losses), "grad_norm": float(norms)}
+
+    def checkpoint(self) -> Checkpoint:
+        device = next(self.model.parameters()).device
+        generators = {"generator/cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            generators["generator/cuda"] = torch.cuda.get_rng_state(device)
+        return Checkpoint(
+            weights=self.model.state_dict(),
+            training={**optimizer_tensors(self.optimizer, self.model), **generators},
+            state={
+                "window": [[float(loss), float(norm)] for loss, norm in self.window],
+                "skipped": sorted(self.skipped),
+                "nonfinite": self.nonfinite,
+            },
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """The inverse of `checkpoint`."""
+        self.model.load_state_dict(checkpoint.weights)
+        restore_optimizer(self.optimizer, self.model, checkpoint.training)
+        torch.set_rng_state(checkpoint.training["generator/cpu"])
+        if "generator/cuda" in checkpoint.training and torch.cuda.is_available():
+            torch.cuda.set_rng_state(checkpoint.training["generator/cuda"])
+        device = next(self.model.parameters()).device
+        window = torch.tensor(checkpoint.state["window"], device=device).view(-1, 2)
+        self.window = [(loss, norm) for loss, norm in window]
+        self.step, self.nonfinite = checkpoint.state["step"], checkpoint.state["nonfinite"]
+        self.skipped = set(checkpoint.state["skipped"])
+
+
 def beside_untrained(row: Row, run: Run) -> str:
     """An evaluator's numbers in one line, each with what the untrained model had."""
     untrained = run.rows(row["kind"])[0]
     numbers = [
-        f"{name} {value:.4g} (untrained {untrained[name]:.4g})" for name, value in row.items() if isinstance(value, float)
+        f"{name} {value:.4g} (untrained {untrained[name]:.4g})"
+        for name, value in row.items()
+        if isinstance(value, float)
     ]
     return f"{row['kind']}: {', '.join(numbers)}"
-
-
-def _generators(device: torch.device | str) -> dict[str, Tensor]:
-    states = {"generator/cpu": torch.get_rng_state()}
-    if torch.device(device).type == "cuda":
-        states["generator/cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_generators(tensors: dict[str, Tensor]) -> None:
-    torch.set_rng_state(tensors["generator/cpu"])
-    if "generator/cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["generator/cuda"])
 
 
 @contextmanager
@@ -283,7 +322,8 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
         signal.signal(number, old[number])
 
     main = threading.current_thread() is threading.main_thread()  # elsewhere Python forbids handlers
-    old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
+    numbers = (signal.SIGTERM, signal.SIGINT) if main else ()
+    old: dict[int, Any] = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield lambda: asked
     finally:

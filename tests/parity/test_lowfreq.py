@@ -165,7 +165,9 @@ def test_target_is_the_pixels_of_the_filtered_image(filter):
         cells = patchify(target.low_pass(images), (4, 6))
         expected = normalize_cells(cells) if normalized else cells
         assert torch.equal(target(images, [(4, 6)])[0], expected)
-        assert not torch.allclose(target(images, [(4, 6)])[0], Pixels(normalized=normalized)(images, [(4, 6)])[0], atol=0.1)
+        assert not torch.allclose(
+            target(images, [(4, 6)])[0], Pixels(normalized=normalized)(images, [(4, 6)])[0], atol=0.1
+        )
         assert target.values(16, 3) == 768
 
 

@@ -3,9 +3,9 @@
 Shapes: B batch, K tokens present, P prefix tokens, D width, h w the grid the tokens lie on.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -34,15 +34,30 @@ class Latent:
         return replace(self, tokens=function(self.tokens), prefix=function(self.prefix))
 
 
-class Encoder(Protocol):
-    """Images and a mask in, one latent per tap out. Called with `mask=None` it sees the whole image."""
+class Encoder(nn.Module, ABC):
+    """Images and a mask in, one latent per tap out. Called with `mask=None` it sees the whole image.
 
-    name: str  # timm's
-    cell: int  # side in pixels of the area one token stands for, at the stem
-    dim: int  # width of the last tap
-    depth: int  # number of blocks; taps count from 0, or from the end with -1
-    image_size: tuple[int, int]  # it was built for; others work where positions can be resized
-    channels: int  # of the image
-    norm: nn.Module  # the final norm: encoders hand it out unused, readouts apply it
+    Attributes:
+        name: timm's.
+        cell: side in pixels of the area that one token of the stem stands for.
+        dim: width of the last tap.
+        depth: number of blocks; taps count from 0, or from the end with −1.
+        image_size: (H, W) it was built for; others work where positions can be resized.
+        channels: of the image.
+    """
 
-    def __call__(self, images: Tensor, mask: Mask | None = None, taps: Sequence[int] = (-1,)) -> list[Latent]: ...
+    name: str
+    cell: int
+    dim: int
+    depth: int
+    image_size: tuple[int, int]
+    channels: int
+
+    @property
+    @abstractmethod
+    def norm(self) -> nn.Module:
+        """The final norm. Encoders hand out un-normed latents; readouts apply it."""
+
+    @abstractmethod
+    def forward(self, images: Tensor, mask: Mask | None = None, taps: Sequence[int] = (-1,)) -> list[Latent]:
+        """Normalised images [B, C, H, W] to one latent per tap, in the order of the taps."""

@@ -11,12 +11,12 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mimkit.backbones.latent import Latent
+from mimkit.backbones.latent import Encoder, Latent
 from mimkit.grids import Grid, grid_for, resize_positions, sincos_positions
 from mimkit.masks import Mask
 
 
-class VisibleViT(nn.Module):
+class VisibleViT(Encoder):
     """Drives the embedding, positions and blocks of a timm `VisionTransformer` over visible tokens only.
 
     Args:

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -104,7 +104,7 @@ class TrainBatches:
     def steps_per_epoch(self) -> int:
         return len(self.images) // self.batch_size
 
-    def starting_at(self, step: int) -> Iterator[Batch]:
+    def starting_at(self, step: int) -> Generator[Batch]:
         """All parts of all batches from global step `step` on, without end. Closing the iterator ends its workers.
 
         Raises:
@@ -230,7 +230,7 @@ def _check(channels: int, workers: int) -> None:
         raise ValueError(f"the number of workers must be 0 or more, got {workers}")
 
 
-def _run(make: Callable[[int], Batch], steps: Iterable[int], workers: int) -> Iterator[Batch]:
+def _run(make: Callable[[int], Batch], steps: Iterable[int], workers: int) -> Generator[Batch]:
     """The batches of the steps, in their order, made here or by worker processes."""
     if workers == 0:
         yield from map(make, steps)

@@ -14,7 +14,10 @@ def as_rows() -> list[dict[str, Any]]:
     for name, make in recipes().items():
         recipe = make()
         parts = {part: getattr(recipe, part) for part in PARTS}
-        words = {part: in_words(value) if callable(value) and not hasattr(value, "__dataclass_fields__") else str(value) for part, value in parts.items()}
+        words = {
+            part: in_words(value) if callable(value) and not hasattr(value, "__dataclass_fields__") else str(value)
+            for part, value in parts.items()
+        }
         rows.append({"recipe": name, "paper": recipe.paper, "parts": words, "published": recipe.published})
     return rows
 
