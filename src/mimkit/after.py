@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from mimkit import pictures, probes
-from mimkit.data import ImageList, find_images, split
+from mimkit.data import BadImage, ImageList, find_images, split
 from mimkit.features import ImageEncoder, extract
 from mimkit.files import write_bytes
+from mimkit.flags import naming
 from mimkit.pretrain import choose_device, choose_workers
 from mimkit.randomness import sample_keys
-from mimkit.settings import as_size
+from mimkit.settings import Machine, as_size
 from mimkit.sources import load_encoder, load_method
 
 
@@ -32,8 +33,13 @@ def probe_source(
     Raises:
         ValueError: the data has no class folders, or no held-out images.
     """
+    machine = Machine(device=device, workers=workers)
+    place, readers = choose_device(machine.device), choose_workers(machine.workers)
     encoder = load_encoder(source, image_size=as_size(image_size))
-    train, test = split(data, held_out)
+    if not 0 <= held_out < 1:
+        raise ValueError(f"--held-out must lie in 0 .. 1, got {held_out}")
+    with naming("--data"):
+        train, test = split(data, held_out)
     if train.labels is None or test.labels is None:
         raise ValueError(f"--data {data} has no class folders: a probe needs labels")
     if not len(test):
@@ -41,7 +47,7 @@ def probe_source(
     labelled = []
     skipped = 0
     for images in (train, test):
-        features, ids, bad = extract(encoder, images, device=choose_device(device), workers=choose_workers(workers))
+        features, ids, bad = extract(encoder, images, device=place, workers=readers)
         labelled += [features, torch.from_numpy(images.labels)[ids]]
         skipped += len(bad)
     wanted: dict[str, Callable[..., probes.Score]] = {"linear": probes.linear, "knn": probes.knn}
@@ -62,9 +68,12 @@ def embed_source(
     source: str, data: Path, out: Path, image_size: Sequence[int] | None, device: str, workers: int | None
 ) -> str:
     """Write `out`, an .npz of features, paths and labels; returns one line that says so."""
+    machine = Machine(device=device, workers=workers)
+    place, readers = choose_device(machine.device), choose_workers(machine.workers)
     encoder = load_encoder(source, image_size=as_size(image_size))
-    images = find_images(data)
-    features, ids, skipped = extract(encoder, images, device=choose_device(device), workers=choose_workers(workers))
+    with naming("--data"):
+        images = find_images(data)
+    features, ids, skipped = extract(encoder, images, device=place, workers=readers)
     kept: ImageList = images.take(ids.numpy())
     arrays: dict[str, Any] = {"features": features.numpy(), "paths": np.array(kept.paths)}
     if kept.labels is not None and kept.classes is not None:
@@ -83,16 +92,20 @@ def reconstruct_images(
     """Write one PNG for each image: original, visible, reconstruction; returns their paths.
 
     Raises:
-        ValueError: no images, or a target that has no picture.
-        BadImage: a file is no readable image.
+        ValueError: no images, one that cannot be read, or a target that has no picture.
     """
     if not images:
         raise ValueError("IMAGES: name at least one image file")
     method = load_method(source).to(choose_device(device))
     if mask_ratio is not None:
-        method.mask = method.mask.hiding(mask_ratio)
-    pixels = ImageEncoder(method.encoder, method.normalization).read(images).to(choose_device(device))
-    rows = pictures.reconstruct(method, pixels, sample_keys(seed, 0, torch.arange(len(images))).to(pixels.device))
+        with naming("--mask-ratio"):
+            method.mask = method.mask.hiding(mask_ratio)
+    try:
+        pixels = ImageEncoder(method.encoder, method.normalization).read(images).to(choose_device(device))
+    except BadImage as error:
+        raise ValueError(f"IMAGES: {error}") from error
+    with naming("--mask-ratio"):
+        rows = pictures.reconstruct(method, pixels, sample_keys(seed, 0, torch.arange(len(images))).to(pixels.device))
     if rows is None:
         raise ValueError(f"{type(method.target).__name__}, what {source} reconstructs, cannot be shown as a picture")
     out.mkdir(parents=True, exist_ok=True)

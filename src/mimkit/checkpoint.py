@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -40,14 +41,11 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> None:
     final = folder / f"step-{step:08d}"
     unfinished = folder / f".unfinished-{step:08d}"
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in checkpoint.weights.items()}, unfinished / "weights.safetensors")
-    save_file({k: v.contiguous() for k, v in checkpoint.training.items()}, unfinished / "training.safetensors")
-    (unfinished / "state.json").write_text(json.dumps(checkpoint.state, indent=1))
-    sums = [f"{_sha256(path)}  {path.name}\n" for path in sorted(unfinished.iterdir())]
-    (unfinished / "SHA256SUMS").write_text("".join(sums))
-    for path in (*unfinished.iterdir(), unfinished):
-        flush(path)
+    try:
+        _write(unfinished, checkpoint)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OSError(f"{final} cannot be written, earlier checkpoints are kept: {error}") from error
     shutil.rmtree(final, ignore_errors=True)
     unfinished.rename(final)
     flush(folder)
@@ -115,6 +113,17 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
             parameter = parameters[name]
             # Step counters stay where they are, on the CPU; moments follow their parameter.
             optimizer.state[parameter][slot] = value.to(parameter.device) if value.ndim else value
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    folder.mkdir(parents=True)
+    save_file({k: v.contiguous() for k, v in checkpoint.weights.items()}, folder / "weights.safetensors")
+    save_file({k: v.contiguous() for k, v in checkpoint.training.items()}, folder / "training.safetensors")
+    (folder / "state.json").write_text(json.dumps(checkpoint.state, indent=1))
+    sums = [f"{_sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+    (folder / "SHA256SUMS").write_text("".join(sums))
+    for path in (*folder.iterdir(), folder):
+        flush(path)
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -281,10 +281,19 @@ def parse(arguments: list[str]) -> Callable[[], int]:
 
 
 def unboxed(box: str) -> str:
-    """The message in a box that tyro drew: without title and frame, up to the first rule, as one line."""
-    message = re.split(r"│ ─+ │", box.partition("╮")[2])[0]
-    words = " ".join(re.sub(r"[╭╮╰╯│─]", " ", message).split())
-    return re.sub(r"^Error parsing __tyro\S*: ", "", words)
+    """The message in a box that tyro drew, as one line: without title and frame, with what it proposes instead."""
+    lines = [line.strip("╭╮╰╯│ ") for line in box.splitlines()][1:]
+    rules = [place for place, line in enumerate(lines) if line and not line.strip("─-")]
+    parts = [lines[start:end] for start, end in zip([-1, *rules], [*rules, len(lines)], strict=True)]
+    message, *more = [" ".join(" ".join(part).strip("─- ").split()) for part in parts if "".join(part).strip("─-")]
+    message = re.sub(r"^Error parsing __tyro\S*: ", "", message)
+    message = re.sub(r"^Error parsing (\S+): no type matching \S+ could be instantiated from \[(.*?)\]\..*", r"\1 cannot be \2", message)
+    for words in more:
+        if words.startswith("Perhaps you meant"):
+            message += f"; did you mean {' or '.join(dict.fromkeys(re.findall(r'--(?!help|no-)[a-z-]+', words)))}?"
+        if words.startswith("Available subcommands"):
+            message += f"; choose from {words.partition(': ')[2]}"
+    return message
 
 
 def defer(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
@@ -299,6 +308,8 @@ def defer(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
 
 def complain(error: BaseException, code: int) -> int:
     """Print an error as one line and return the exit code."""
-    text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else str(error)
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     print("mimkit: " + " ".join(text.split()), file=sys.stderr)
     return code

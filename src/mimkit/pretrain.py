@@ -16,6 +16,7 @@ import torch
 
 from mimkit.data import ImageList, TrainBatches, split
 from mimkit.evaluators import Probe, Reconstructions, subset
+from mimkit.flags import naming
 from mimkit.method import Method
 from mimkit.recipes import Recipe, build
 from mimkit.runs import Run, refuse_nonempty
@@ -61,7 +62,8 @@ def plan(name: str, settings: Settings, *, device: torch.device) -> Plan:
         FileNotFoundError: no such data.
     """
     recipe = compose(name, settings)
-    train, held_out = split(settings.data, settings.held_out)
+    with naming("--data"):
+        train, held_out = split(settings.data, settings.held_out)
     notes = []
     batch_size = recipe.train.batch_size
     if batch_size > len(train):
@@ -253,7 +255,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
     return device

@@ -8,13 +8,14 @@ reconstructions/      pictures of fixed images, one for each evaluation
 report.html           written at the end, or by `mimkit report`
 """
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from mimkit.checkpoint import Checkpoint, load_latest, save
-from mimkit.files import write_text
+from mimkit.files import refuse_unwritable, write_text
 
 
 class Run:
@@ -31,7 +32,7 @@ class Run:
         if not (folder / "run.json").is_file():
             raise FileNotFoundError(f"{folder} holds no run (no run.json)")
         self.folder = folder
-        self.facts: dict[str, Any] = json.loads((folder / "run.json").read_text())
+        self.facts: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
 
     @classmethod
     def create(cls, folder: Path, facts: dict[str, Any], *, overwrite: bool = False) -> "Run":
@@ -43,8 +44,15 @@ class Run:
         refuse_nonempty(folder, overwrite=overwrite)
         if folder.exists() and overwrite:
             _clear(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "run.json", json.dumps(facts, indent=1, ensure_ascii=False))
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / "run.json", json.dumps(facts, indent=1))
+        except OSError as error:
+            for path in made:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            raise type(error)(f"--out {folder} cannot be written: {error.strerror}") from error
         return cls(folder)
 
     def log(self, row: dict[str, Any]) -> None:
@@ -57,7 +65,7 @@ class Run:
     def rows(self, kind: str) -> list[dict[str, Any]]:
         """The log's rows of one kind, oldest first."""
         path = self.folder / "log.jsonl"
-        rows = (json.loads(line) for line in path.read_text().splitlines()) if path.exists() else ()
+        rows = (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line) if path.exists() else ()
         return [row for row in rows if row["kind"] == kind]
 
     def save(self, step: int, checkpoint: Checkpoint) -> None:
@@ -76,12 +84,17 @@ class Run:
         if log.exists():
             with log.open("r+b") as file:
                 file.truncate(checkpoint.state["log_bytes"] if checkpoint else 0)
+        speed = self.folder / "speed.jsonl"
+        if speed.exists():
+            with speed.open("r+b") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)  # a torn last line
 
 
 def refuse_nonempty(folder: Path, *, overwrite: bool) -> None:
     """Raise FileExistsError where `folder` has something in it; with `overwrite`, only where that is no run."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"--out {folder} is a file, not a folder")
+    refuse_unwritable(folder / "run.json")
     if not folder.exists() or not any(folder.iterdir()):
         return
     is_run = (folder / "run.json").is_file()
@@ -101,5 +114,10 @@ def _clear(folder: Path) -> None:
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    text = json.dumps(row, ensure_ascii=False) + "\n"
+    try:
+        # File names may hold bytes that are no text: JSON writes these as a backslash and their number, too.
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mimkit.flags import naming
+
 if TYPE_CHECKING:
     from mimkit.recipes import Recipe
 
@@ -71,10 +73,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", as_size(self.image_size))
-        for name in ("probe_every", "probe_images", "log_every", "micro_batch", "mask_cell"):
+        counts = ("mask_cell", "decoder_width", "decoder_depth", "decoder_heads", "micro_batch")
+        for name in (*counts, "probe_every", "probe_images", "log_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{flag(name)} must be at least 1, got {value}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"--seed must lie in 0 .. 2**63 - 1, got {self.seed}")
         for name in ("held_out", "skipped_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{flag(name)} must lie in 0 .. 1, got {getattr(self, name)}")
@@ -99,6 +104,12 @@ class Machine:
     """Minutes between checkpoints; 0 writes one after each step."""
     tensorboard: bool = False
     """Also write TensorBoard events (pip install mimkit[tensorboard])."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "checkpoint_minutes"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{flag(name)} must be at least 0, got {value}")
 
 
 def as_size(sides: Sequence[int] | None) -> tuple[int, int] | None:
@@ -184,9 +195,10 @@ def compose(recipe: str, settings: Settings) -> "Recipe":
     }
     if "epochs" in train and "warmup_epochs" not in train:
         train["warmup_epochs"] = min(base.train.warmup_epochs, 0.15 * train["epochs"])
+    with naming("--mask-ratio"):
+        changed = replace(changed, mask=replace(changed.mask, **mask))
     return replace(
         changed,
-        mask=replace(changed.mask, **mask),
         decoder=partial(changed.decoder, **decoder),
         train=replace(changed.train, **train),
     )

@@ -54,13 +54,16 @@ class Train:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "base_lr", "lr_batch"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "base_lr", "lr_batch", "clip_grad"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"--weight-decay must be at least 0, got {self.weight_decay}")
         if not 0 <= self.warmup_epochs < self.epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs} must lie below epochs {self.epochs}")
-        if self.clip_grad is not None and self.clip_grad <= 0:
-            raise ValueError(f"clip_grad must be above 0, got {self.clip_grad}")
+            raise ValueError(f"--warmup-epochs {self.warmup_epochs:g} must lie in 0 .. --epochs {self.epochs}")
+        if not 0 <= self.min_lr <= self.peak_lr:
+            raise ValueError(f"--min-lr {self.min_lr:g} must lie in 0 .. {self.peak_lr:.3g}, the peak learning rate")
 
     @property
     def peak_lr(self) -> float:
@@ -242,7 +245,7 @@ class State:
 
     def __init__(self, model: nn.Module, values: Train) -> None:
         self.model, self.clip_grad = model, values.clip_grad
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, values), lr=0.0, betas=values.betas)
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, values), lr=0.0, betas=values.betas, fused=True)
         self.step = 0  # steps done when this process took over
         self.window: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm since the last training row
         self.skipped: set[str] = set()

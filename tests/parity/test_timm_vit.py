@@ -216,7 +216,8 @@ def test_no_timm_plain_vit_has_parts_that_the_encoder_skips():
     encoder.vit.forward_features(images)
     theirs, ran[:] = set(ran), []
     encoder.norm(encoder(images)[0].tokens)
-    assert theirs - set(ran) == {"blocks", "patch_drop"}  # called one by one; drops nothing unless asked to
+    # The embedding as a matrix product, blocks one by one; dropping patches does nothing unless asked to.
+        assert theirs - set(ran) == {"patch_embed", "blocks", "patch_drop"}
     assert isinstance(encoder.vit.patch_drop, torch.nn.Identity)
 
 

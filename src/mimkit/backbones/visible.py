@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -49,14 +50,9 @@ class VisibleViT(Encoder):
             ValueError: the patch does not divide the image, or a tap lies beyond the last block.
         """
         grid = grid_for((images.shape[-2], images.shape[-1]), self.cell)
-        tokens = self.vit.patch_embed(images)
-        tokens = tokens if tokens.ndim == 3 else tokens.flatten(1, 2)  # NHWC where timm allows any image size
+        ids = None if mask is None else mask.visible_ids(grid)
         prefix_positions, cell_positions = self.positions(grid)
-        tokens = tokens + cell_positions
-        ids = None
-        if mask is not None:
-            ids = mask.visible_ids(grid)
-            tokens = tokens.gather(1, ids[:, :, None].expand(-1, -1, tokens.shape[2]))
+        tokens = self.embed(images, grid, ids) + take(cell_positions.expand(len(images), -1, -1), ids)
         prefix = [p.expand(len(images), -1, -1) for p in (self.vit.cls_token, self.vit.reg_token) if p is not None]
         if prefix:
             count = self.vit.num_prefix_tokens
@@ -75,6 +71,13 @@ class VisibleViT(Encoder):
                 at[i] = Latent(tokens=x[:, count:], grid=grid, ids=ids, prefix=x[:, :count])
         return [at[i] for i in wanted]
 
+    def embed(self, images: Tensor, grid: Grid, ids: Tensor | None) -> Tensor:
+        """The patch embedding's convolution as the matrix product it is, [B, K, D]; hidden pixels are not even read."""
+        h, w = grid
+        patches = images.unflatten(3, (w, -1)).unflatten(2, (h, -1)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        stem = self.vit.patch_embed
+        return stem.norm(F.linear(take(patches, ids), stem.proj.weight.flatten(1), stem.proj.bias))
+
     def positions(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """Position embeddings of prefix [1, P, D] (or zero) and cells [1, N, D] for a grid, from the built one."""
         table = self.vit.pos_embed
@@ -87,6 +90,11 @@ class VisibleViT(Encoder):
         if grid != built and self.sincos:
             return prefix, sincos_positions(grid, self.dim).to(table)[None]
         return prefix, resize_positions(table[:, count:], built, grid)
+
+
+def take(rows: Tensor, ids: Tensor | None) -> Tensor:
+    """Of rows [B, N, D] those at ids [B, K], or all of them."""
+    return rows if ids is None else rows.gather(1, ids[:, :, None].expand(-1, -1, rows.shape[2]))
 
 
 def create_visible_vit(

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from mimkit.backbones import Encoder
+from mimkit.flags import naming
 from mimkit.grids import Grid, grid_for
 from mimkit.losses import Distance
 from mimkit.masks import MaskSampler
@@ -54,18 +56,22 @@ def build(recipe: Recipe) -> Method:
     Raises:
         ValueError: parts that do not fit each other or the image size.
     """
-    encoder = recipe.encoder(image_size=recipe.image_size, channels=recipe.channels)
+    with naming("--backbone", "--image-size"):
+        encoder = recipe.encoder(image_size=recipe.image_size, channels=recipe.channels)
     readout = recipe.readout(encoder)
     grid = grid_for(recipe.image_size, encoder.cell)
-    decoders = [
-        recipe.decoder(
-            level.dim,
-            recipe.target.values(level.cell, recipe.channels),
-            grid,
-            grid_for(recipe.image_size, level.cell),
-        )
-        for level in readout.levels
-    ]
+    with naming("--decoder-width", "--decoder-heads"):
+        decoders = [
+            recipe.decoder(
+                level.dim,
+                recipe.target.values(level.cell, recipe.channels),
+                grid,
+                grid_for(recipe.image_size, level.cell),
+            )
+            for level in readout.levels
+        ]
+    with naming("--mask-ratio", "--mask-cell"):  # refused here rather than in the first step
+        recipe.mask.sample(torch.zeros(1, dtype=torch.int64), recipe.image_size, encoder.cell).visible_ids(grid)
     return Method(
         mask=recipe.mask,
         encoder=encoder,
