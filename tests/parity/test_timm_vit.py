@@ -217,7 +217,7 @@ def test_no_timm_plain_vit_has_parts_that_the_encoder_skips():
     theirs, ran[:] = set(ran), []
     encoder.norm(encoder(images)[0].tokens)
     # The embedding as a matrix product, blocks one by one; dropping patches does nothing unless asked to.
-        assert theirs - set(ran) == {"patch_embed", "blocks", "patch_drop"}
+    assert theirs - set(ran) == {"patch_embed", "blocks", "patch_drop"}
     assert isinstance(encoder.vit.patch_drop, torch.nn.Identity)
 
 
