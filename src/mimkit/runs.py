@@ -65,7 +65,9 @@ class Run:
     def rows(self, kind: str) -> list[dict[str, Any]]:
         """The log's rows of one kind, oldest first."""
         path = self.folder / "log.jsonl"
-        rows = (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line) if path.exists() else ()
+        rows = (
+            (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line) if path.exists() else ()
+        )
         return [row for row in rows if row["kind"] == kind]
 
     def save(self, step: int, checkpoint: Checkpoint) -> None:
