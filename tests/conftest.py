@@ -18,7 +18,7 @@ def data_root() -> Path:
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_photos() -> Callable[..., Path]:
     """Writes a folder of small coloured pictures, in class folders where classes are asked for."""
 

@@ -37,7 +37,7 @@ def probe_source(
     place, readers = choose_device(machine.device), choose_workers(machine.workers)
     encoder = load_encoder(source, image_size=as_size(image_size))
     if not 0 <= held_out < 1:
-        raise ValueError(f"--held-out must lie in 0 .. 1, got {held_out}")
+        raise ValueError(f"--held-out must be at least 0 and below 1, got {held_out}")
     with naming("--data"):
         train, test = split(data, held_out)
     if train.labels is None or test.labels is None:

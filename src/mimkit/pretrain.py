@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from mimkit.data import ImageList, TrainBatches, split
 from mimkit.evaluators import Probe, Reconstructions, subset
 from mimkit.flags import naming
 from mimkit.method import Method
-from mimkit.recipes import Recipe, build
+from mimkit.recipes import Recipe, build, parts_in_words
 from mimkit.runs import Run, refuse_nonempty
 from mimkit.settings import Machine, Settings, compose
 from mimkit.train import Evaluator, fit
@@ -195,16 +194,8 @@ def facts(request: Plan, device: torch.device) -> dict[str, Any]:
         "mimkit": version("mimkit"),
         "recipe": request.name,
         "settings": request.settings.to_json(),
-        "parts": {
-            "view": str(recipe.view),
-            "mask": str(recipe.mask),
-            "encoder": in_words(recipe.encoder),
-            "readout": in_words(recipe.readout),
-            "decoder": in_words(recipe.decoder),
-            "target": str(recipe.target),
-            "distance": in_words(recipe.distance),
-            "downstream": "the encoder with its final norm; readout and decoder serve pre-training only",
-        },
+        "parts": parts_in_words(recipe)
+        | {"downstream": "the encoder with its final norm; readout and decoder serve pre-training only"},
         "data": {
             "path": str(request.settings.data),
             "train_images": len(request.train),
@@ -225,14 +216,6 @@ def facts(request: Plan, device: torch.device) -> dict[str, Any]:
         "git_commit": git_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def in_words(part: Callable[..., Any]) -> str:
-    """A part on paper as it would be written: `TransformerDecoder(width=512, depth=8)`."""
-    if isinstance(part, partial):
-        arguments = ", ".join(f"{key}={value!r}" for key, value in part.keywords.items())
-        return f"{part.func.__name__}({arguments})"
-    return part.__name__
 
 
 def parameters(module: torch.nn.Module) -> int:

@@ -26,13 +26,17 @@ class Run:
 
     Raises:
         FileNotFoundError: there is no run in the folder.
+        ValueError: its `run.json` is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         if not (folder / "run.json").is_file():
             raise FileNotFoundError(f"{folder} holds no run (no run.json)")
         self.folder = folder
-        self.facts: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        try:
+            self.facts: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{folder / 'run.json'} cannot be understood: {error}") from error
 
     @classmethod
     def create(cls, folder: Path, facts: dict[str, Any], *, overwrite: bool = False) -> "Run":

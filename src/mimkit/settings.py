@@ -82,13 +82,21 @@ class Settings:
             raise ValueError(f"--seed must lie in 0 .. 2**63 - 1, got {self.seed}")
         for name in ("held_out", "skipped_share"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{flag(name)} must lie in 0 .. 1, got {getattr(self, name)}")
+                raise ValueError(f"{flag(name)} must be at least 0 and below 1, got {getattr(self, name)}")
 
     def to_json(self) -> dict[str, Any]:
         return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Settings":
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: there is a value of an unknown name.
+        """
+        unknown = values.keys() - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"this version of mimkit knows no setting {', '.join(sorted(unknown))}")
         return cls(**{**values, "data": Path(values["data"])})
 
 
@@ -132,13 +140,13 @@ def flag(name: str) -> str:
 
 def recipes() -> dict[str, Callable[[], "Recipe"]]:
     """Recipes by the name the command line gives them."""
-    from mimkit.recipes import localmim, mae, mff, pixmim, small
+    from mimkit.recipes import localmim, mae, mff, pixmim, pixmim_mff, small
 
     return {
         "mae": mae,
         "pixmim": lambda: pixmim(mae()),
         "mff": lambda: mff(mae()),
-        "pixmim-mff": lambda: pixmim(mff(mae())),
+        "pixmim-mff": pixmim_mff,
         "localmim": localmim,
         "small": small,
     }

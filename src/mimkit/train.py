@@ -61,7 +61,9 @@ class Train:
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"--weight-decay must be at least 0, got {self.weight_decay}")
         if not 0 <= self.warmup_epochs < self.epochs:
-            raise ValueError(f"--warmup-epochs {self.warmup_epochs:g} must lie in 0 .. --epochs {self.epochs}")
+            raise ValueError(
+                f"--warmup-epochs must be at least 0 and below --epochs {self.epochs}, got {self.warmup_epochs:g}"
+            )
         if not 0 <= self.min_lr <= self.peak_lr:
             raise ValueError(f"--min-lr {self.min_lr:g} must lie in 0 .. {self.peak_lr:.3g}, the peak learning rate")
 

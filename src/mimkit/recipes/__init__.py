@@ -3,8 +3,8 @@
 from mimkit.recipes.localmim import localmim
 from mimkit.recipes.mae import mae
 from mimkit.recipes.mff import mff
-from mimkit.recipes.pixmim import pixmim
-from mimkit.recipes.recipe import Recipe, build
+from mimkit.recipes.pixmim import pixmim, pixmim_mff
+from mimkit.recipes.recipe import Recipe, build, parts_in_words
 from mimkit.recipes.small import small
 
-__all__ = ["Recipe", "build", "localmim", "mae", "mff", "pixmim", "small"]
+__all__ = ["Recipe", "build", "localmim", "mae", "mff", "parts_in_words", "pixmim", "pixmim_mff", "small"]

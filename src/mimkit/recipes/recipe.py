@@ -1,7 +1,10 @@
 """A method on paper: which parts, and the values it is trained with."""
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +19,8 @@ from mimkit.readouts import Readout
 from mimkit.targets import Target
 from mimkit.train import Train
 from mimkit.views import Normalization, View
+
+PARTS = ("view", "mask", "encoder", "readout", "decoder", "target", "distance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,3 +86,17 @@ def build(recipe: Recipe) -> Method:
         distance=recipe.distance,
         normalization=Normalization.for_channels(recipe.channels),
     )
+
+
+def parts_in_words(recipe: Recipe) -> dict[str, str]:
+    """The seven parts as they would be written: `TransformerDecoder(width=512, depth=8)`."""
+    return {name: _in_words(getattr(recipe, name)) for name in PARTS}
+
+
+def _in_words(part: Any) -> str:
+    if isinstance(part, partial):
+        arguments = ", ".join(f"{key}={value!r}" for key, value in part.keywords.items())
+        return f"{part.func.__name__}({arguments})"
+    if is_dataclass(part):
+        return re.sub(r"<\w+\.(\w+): \d+>", r"\1", str(part))  # enumerations by name
+    return str(part.__name__)

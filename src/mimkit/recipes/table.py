@@ -2,10 +2,8 @@
 
 from typing import Any
 
-from mimkit.pretrain import in_words
+from mimkit.recipes.recipe import parts_in_words
 from mimkit.settings import recipes
-
-PARTS = ("view", "mask", "encoder", "readout", "decoder", "target", "distance")
 
 
 def as_rows() -> list[dict[str, Any]]:
@@ -13,12 +11,13 @@ def as_rows() -> list[dict[str, Any]]:
     rows = []
     for name, make in recipes().items():
         recipe = make()
-        parts = {part: getattr(recipe, part) for part in PARTS}
-        words = {
-            part: in_words(value) if callable(value) and not hasattr(value, "__dataclass_fields__") else str(value)
-            for part, value in parts.items()
-        }
-        rows.append({"recipe": name, "paper": recipe.paper, "parts": words, "published": recipe.published})
+        values = recipe.train
+        training = (
+            f"{values.epochs} epochs, batch {values.batch_size}, base lr {values.base_lr:g} per {values.lr_batch}, "
+            f"warm-up {values.warmup_epochs:g}, AdamW {values.betas}, weight decay {values.weight_decay:g}"
+        )
+        parts = parts_in_words(recipe) | {"training": training}
+        rows.append({"recipe": name, "paper": recipe.paper, "parts": parts, "published": recipe.published})
     return rows
 
 
