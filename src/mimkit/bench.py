@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mimkit.data import find_images, read_image
+from mimkit.precision import tune_attention
 from mimkit.recipes import build
 from mimkit.settings import Settings, compose
 from mimkit.views import RandomResizedCrop
@@ -55,6 +56,7 @@ def bench_step(
     """
     composed = compose(recipe, settings)
     method = build(composed)
+    tune_attention(method, device, precision)
     images = torch.randn(batch_size, composed.channels, *composed.image_size, device=device)
     works = {"mimkit": step_of(method, images, precision)}
     if peers:
@@ -123,7 +125,7 @@ def bench_data(data: Path, *, image_size: tuple[int, int], images: int, rounds: 
 
     def ours() -> None:
         for path in paths:
-            torch.from_numpy(np.ascontiguousarray(view(read_image(path), image_size, rng).transpose(2, 0, 1)))
+            torch.from_numpy(view(read_image(path), image_size, rng).transpose(2, 0, 1).copy())
 
     def theirs() -> None:
         for path in paths:

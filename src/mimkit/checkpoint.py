@@ -111,8 +111,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
         if kind == "optimizer":
             slot, _, name = rest.partition("/")
             parameter = parameters[name]
-            # Step counters stay where they are, on the CPU; moments follow their parameter.
-            optimizer.state[parameter][slot] = value.to(parameter.device) if value.ndim else value
+            optimizer.state[parameter][slot] = value.to(parameter.device)  # step counters too: fused AdamW needs it
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:

@@ -24,6 +24,8 @@ class TransformerDecoder(nn.Module):
         grid: the latent's, for which it is built; others work, positions are made afresh.
         out_grid: the predictions', if another (LocalMIM's rescaling).
         width, depth, heads: of its blocks.
+        head_scale: of the head's initial weights. At 1 (published) the first predictions are as large as the target, and
+            short runs spend themselves on unlearning them; at 0.1 they start near its mean (see LOG.md).
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class TransformerDecoder(nn.Module):
         width: int = 512,
         depth: int = 8,
         heads: int = 16,
+        head_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if width % heads:
@@ -51,6 +54,8 @@ class TransformerDecoder(nn.Module):
         self.rescale, rescaled_width = rescaling(width, grid, out_grid or grid)
         self.head = nn.Linear(rescaled_width, values)
         init_like_mae(self)
+        with torch.no_grad():
+            self.head.weight *= head_scale
 
     def forward(self, latent: Latent) -> Tensor:
         """One latent to predictions for all cells of the output grid, hidden and visible: [B, h, w, values]."""

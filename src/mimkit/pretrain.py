@@ -17,6 +17,7 @@ from mimkit.data import ImageList, TrainBatches, split
 from mimkit.evaluators import Probe, Reconstructions, subset
 from mimkit.flags import naming
 from mimkit.method import Method
+from mimkit.precision import choose_precision, tune_attention
 from mimkit.recipes import Recipe, build, parts_in_words
 from mimkit.runs import Run, refuse_nonempty
 from mimkit.settings import Machine, Settings, compose
@@ -77,7 +78,7 @@ def plan(name: str, settings: Settings, *, device: torch.device) -> Plan:
     micro = settings.micro_batch or default_micro_batch(batch_size, device)
     if batch_size % micro:
         raise ValueError(f"--micro-batch {micro} does not divide the batch size of {batch_size}")
-    precision = settings.precision or ("fp32" if device.type == "cpu" else "bf16")
+    precision = settings.precision or choose_precision(device)
     recipe = replace(recipe, train=replace(recipe.train, batch_size=batch_size, precision=precision))
     if len(train) // batch_size < 10 and settings.batch_size is None and name != "small":
         notes.append(
@@ -99,6 +100,7 @@ def plan(name: str, settings: Settings, *, device: torch.device) -> Plan:
     )
     torch.manual_seed(settings.seed)
     method = build(recipe)
+    tune_attention(method, device, precision)
     return Plan(name, recipe, settings, method, train, held_out, batch_size // micro, probe_every, notes)
 
 
@@ -150,7 +152,7 @@ def execute(request: Plan, run: Run, machine: Machine, device: torch.device) -> 
     evaluators: list[tuple[int, Evaluator]] = []
     if len(request.held_out):
         bank = subset(request.train, request.settings.probe_images)
-        test = subset(request.held_out, max(1, request.settings.probe_images // 2))
+        test = subset(request.held_out, request.settings.probe_images)
         probe = Probe(method, bank, test, device=device, workers=workers)
         shown = Reconstructions(method, subset(request.held_out, PICTURES), run.folder, device=device)
         evaluators = [(every, probe), (every, shown)]

@@ -60,12 +60,12 @@ class Settings:
     clip_grad: float | None = None
     """Largest gradient norm."""
     precision: Literal["bf16", "fp32"] | None = None
-    """Default: bf16 on a GPU, fp32 on a CPU."""
+    """Default: bf16 where the device computes fast in it, else fp32."""
     seed: int = 0
     probe_every: int | None = None
     """Epochs between looks at the encoder (probe and pictures); default: five looks in the run."""
-    probe_images: int = 2000
-    """Training images the probe is fitted on while training, at most; half as many held-out ones score it."""
+    probe_images: int = 1000
+    """Images that the probe shown while training is fitted on, at most; as many held-out ones score it."""
     log_every: int = 10
     """Steps that one row of the log averages over."""
     skipped_share: float = 0.1

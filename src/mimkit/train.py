@@ -106,8 +106,8 @@ def parameter_groups(model: nn.Module, values: Train) -> list[dict[str, Any]]:
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            token = name.endswith("_token")
-            groups[parameter.squeeze().ndim > 1 or (token and values.decay_tokens)].append(parameter)
+            decayed = values.decay_tokens if name.endswith("_token") else parameter.ndim > 1
+            groups[decayed].append(parameter)
     decays = {True: values.weight_decay, False: 0.0}
     return [{"params": group, "weight_decay": decays[decayed]} for decayed, group in groups.items() if group]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import timm
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from mimkit.backbones import VisibleViT
 from mimkit.files import write_bytes
@@ -28,11 +28,10 @@ def export_timm(source: Path, out: Path) -> dict[str, Any]:
     assert isinstance(encoder, VisibleViT)
     arguments = {"img_size": list(encoder.image_size), "in_chans": encoder.channels, "num_classes": 0}
     model = timm.create_model(encoder.name, **arguments)
-    if isinstance(model.norm, nn.Identity):  # pools before the norm: the same norm under another name
-        arguments["global_pool"] = "token" if model.num_prefix_tokens else ""
+    weights = encoder.vit.state_dict()
+    if model.state_dict().keys() != weights.keys():  # it pools by attention, or norms after pooling: switch that off
         arguments["global_pool"] = ""
         model = timm.create_model(encoder.name, **arguments)
-    weights = encoder.vit.state_dict()
     model.load_state_dict(weights)  # strict: what is written loads
     readout = "mean over patch tokens of forward_features(images), which includes the final norm"
     metadata = {

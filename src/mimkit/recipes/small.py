@@ -5,6 +5,7 @@ from functools import partial
 
 from mimkit.backbones import create_visible_vit
 from mimkit.decoders import TransformerDecoder
+from mimkit.masks import RandomMask
 from mimkit.recipes.mae import mae
 from mimkit.recipes.mff import mff
 from mimkit.recipes.pixmim import pixmim
@@ -17,9 +18,10 @@ def small() -> Recipe:
     return replace(
         pixmim(mff(mae())),
         encoder=partial(create_visible_vit, name="vit_tiny_patch16_224"),
-        decoder=partial(TransformerDecoder, width=96, depth=1, heads=3),
+        mask=RandomMask(ratio=0.8),
+        decoder=partial(TransformerDecoder, width=64, depth=1, heads=2, head_scale=0.1),
         image_size=(128, 128),
-        train=Train(epochs=10, batch_size=128, base_lr=3e-3, warmup_epochs=1, decay_tokens=False),
+        train=Train(epochs=20, batch_size=64, base_lr=2e-3, warmup_epochs=2, decay_tokens=False),
         paper="PixMIM + MFF, settings of our own",
         published="",
     )

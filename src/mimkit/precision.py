@@ -1,0 +1,24 @@
+"""Which number format a device computes fast in, and how attention is best computed in it."""
+
+from typing import Literal
+
+import torch
+from timm.layers import Attention
+from torch import nn
+
+Precision = Literal["bf16", "fp32"]
+
+
+def choose_precision(device: torch.device) -> Precision:
+    """bf16 on GPUs and on CPUs that multiply it in hardware, float32 elsewhere."""
+    if device.type != "cpu":
+        return "bf16"
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.9 cannot tell
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
+def tune_attention(model: nn.Module, device: torch.device, precision: Precision) -> None:
+    """On a CPU in bf16, two matrix products and a softmax beat the fused kernel, whose backward is slow there."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.fused_attn = not (device.type == "cpu" and precision == "bf16")

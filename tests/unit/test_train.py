@@ -1,0 +1,424 @@
+"""The loop around a module that returns a loss: schedule, groups, bad steps, accumulation, interruptions."""
+
+import json
+import math
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+
+import build
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mimkit.checkpoint import load
+from mimkit.readouts import Fused
+from mimkit.runs import Run
+from mimkit.train import Train, TrainingStopped, fit, parameter_groups
+
+STEPS, EPOCHS, BATCH = 4, 3, 8  # steps of an epoch, epochs, samples of a batch
+VALUES = Train(epochs=EPOCHS, batch_size=BATCH, base_lr=0.3, warmup_epochs=1, precision="fp32")
+
+
+class Regression(nn.Module):
+    """A small network with dropout, so that its loss depends on torch's generator."""
+
+    def __init__(self, seed: int = 0, dropout: float = 0.2) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.layers = nn.Sequential(nn.Linear(6, 10), nn.GELU(), nn.Dropout(dropout), nn.Linear(10, 1))
+
+    def forward(self, x: Tensor, y: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(loss=(self.layers(x) - y).square().mean())
+
+
+@dataclass
+class Batch:
+    """Samples, and what could not be read on the way to them."""
+
+    x: Tensor
+    y: Tensor
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def inputs(self, device: torch.device) -> dict[str, Tensor]:
+        return {"x": self.x.to(device), "y": self.y.to(device)}
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches as a function of the step; `poisoned` steps (from 1) hold a NaN, `skipped` says what each step met."""
+
+    parts: int = 1
+    poisoned: tuple[int, ...] = ()
+    skipped: dict[int, list[str]] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+    steps_per_epoch: int = STEPS
+
+    def starting_at(self, step: int) -> Iterator[Batch]:
+        while True:
+            x = torch.randn(BATCH, 6, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+            y = x[:, :1] - 2 * x[:, 1:2]
+            if step + 1 in self.poisoned:
+                x[-1, 0] = math.nan
+            skipped = [(path, "broken") for path in self.skipped.get(step + 1, [])]
+            for place, (some_x, some_y) in enumerate(zip(x.chunk(self.parts), y.chunk(self.parts), strict=True)):
+                yield Batch(some_x.to(self.dtype), some_y.to(self.dtype), [] if place else skipped)
+            step += 1
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return Run.create(tmp_path / "run", {})
+
+
+def rows(run: Run) -> list[dict]:
+    return [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def same(some: list[Tensor], others: list[Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
+
+
+# --- values
+
+
+def test_learning_rate_is_the_formula():
+    """METHODS: warm-up linear from 0 per iteration, then min + (peak − min)/2 · (1 + cos(π(e − w)/(E − w)))."""
+    values = Train(epochs=10, batch_size=512, base_lr=1e-3, lr_batch=256, warmup_epochs=2.5, min_lr=1e-5)
+    peak = 1e-3 * 512 / 256
+    assert values.peak_lr == peak
+    for step in range(10 * 7 + 1):
+        epoch = step / 7
+        if epoch < 2.5:
+            expected = peak * epoch / 2.5
+        else:
+            expected = 1e-5 + (peak - 1e-5) / 2 * (1 + math.cos(math.pi * (epoch - 2.5) / 7.5))
+        assert values.lr(epoch) == pytest.approx(expected, rel=1e-12)
+    assert values.lr(0) == 0
+    assert values.lr(2.5) == peak
+    assert values.lr(10) == pytest.approx(1e-5)
+
+
+def test_learning_rate_without_warmup_starts_at_the_peak():
+    values = Train(epochs=10, batch_size=256, base_lr=1e-3, warmup_epochs=0)
+    assert values.lr(0) == 1e-3
+    assert values.lr(5) == pytest.approx(5e-4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"batch_size": -8},
+        {"base_lr": 0.0},
+        {"base_lr": math.nan},
+        {"base_lr": math.inf},
+        {"clip_grad": 0.0},
+        {"clip_grad": -1.0},
+        {"weight_decay": -0.05},
+        {"min_lr": 1.0},
+        {"min_lr": -1e-6},
+        {"warmup_epochs": 3},
+        {"warmup_epochs": -1},
+    ],
+    ids=str,
+)
+def test_wrong_values_are_refused_by_flag(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=rf"--{name.replace('_', '-')} .*{value:g}"):
+        replace(VALUES, **wrong)
+
+
+def decayed_by_mae(name: str, parameter: nn.Parameter) -> bool:
+    """The published rule: neither one-dimensional parameters nor biases are decayed, everything else is."""
+    return parameter.ndim > 1 and not name.endswith(".bias")
+
+
+@pytest.mark.parametrize("decay_tokens", [True, False])
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "vit_base_patch14_reg4_dinov2"])
+def test_what_is_decayed(backbone, decay_tokens):
+    """Every trained parameter stands in one group: by MAE's rule, and tokens, which have three dimensions, as asked."""
+    cell = 14 if "14" in backbone else 16
+    method = build.method(build.encoder(backbone, size=(2 * cell, 2 * cell), sincos=True), readout=Fused)
+    values = replace(VALUES, decay_tokens=decay_tokens)
+    group_of = {id(p): group["weight_decay"] for group in parameter_groups(method, values) for p in group["params"]}
+    trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
+    assert len(group_of) == len(trained)
+    tokens = [name for name in trained if name.rpartition(".")[2] in ("cls_token", "reg_token", "mask_token")]
+    assert len(tokens) == 2 + ("reg4" in backbone)
+    for name, parameter in trained.items():
+        expected = decay_tokens if name in tokens else decayed_by_mae(name, parameter)
+        assert group_of[id(parameter)] == (values.weight_decay if expected else 0), name
+    frozen = [name for name, p in method.named_parameters() if not p.requires_grad]
+    assert frozen == ["encoder.vit.pos_embed"]
+
+
+# --- steps
+
+
+def test_steps_follow_adamw_and_the_schedule(run):
+    """The loop against torch's AdamW driven by hand."""
+    model, twin = Regression(dropout=0), Regression(dropout=0)
+    assert fit(model, Batches(), VALUES, run, log_every=1)
+    optimizer = torch.optim.AdamW(parameter_groups(twin, VALUES), lr=0.0, betas=VALUES.betas)
+    logged = [row for row in rows(run) if row["kind"] == "train"]
+    assert [row["step"] for row in logged] == list(range(1, STEPS * EPOCHS + 1))
+    for step, (batch, row) in enumerate(zip(Batches().starting_at(0), logged, strict=False)):
+        for group in optimizer.param_groups:
+            group["lr"] = VALUES.lr(step / STEPS)
+        optimizer.zero_grad()
+        loss = twin(batch.x, batch.y).loss
+        loss.backward()
+        norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in twin.parameters()))
+        optimizer.step()
+        assert row["lr"] == VALUES.lr(step / STEPS)
+        assert row["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+        assert row["grad_norm"] == pytest.approx(norm, rel=1e-5)
+        assert row["epoch"] == (step + 1) / STEPS
+    for ours, theirs in zip(weights(model), weights(twin), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_training_lowers_the_loss(run):
+    fit(Regression(), Batches(), replace(VALUES, epochs=30), run, log_every=STEPS)
+    losses = [row["loss"] for row in rows(run) if row["kind"] == "train"]
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+
+
+def test_a_row_of_the_log_averages_over_its_steps(tmp_path):
+    every, some = (Run.create(tmp_path / name, {}) for name in ("every", "some"))
+    for run, log_every in ((every, 1), (some, 5)):
+        torch.manual_seed(0)
+        fit(Regression(), Batches(), VALUES, run, log_every=log_every)
+    single, averaged = ([row for row in rows(run) if row["kind"] == "train"] for run in (every, some))
+    assert [row["step"] for row in averaged] == [5, 10, 12]
+    for row, (start, end) in zip(averaged, [(0, 5), (5, 10), (10, 12)], strict=True):
+        for name in ("loss", "grad_norm"):
+            mean = sum(one[name] for one in single[start:end]) / (end - start)
+            assert row[name] == pytest.approx(mean, rel=1e-9)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_gradients_of_parts_accumulate_to_those_of_the_batch(tmp_path, parts):
+    models = []
+    for count in (1, parts):
+        models.append(Regression(dropout=0).double())
+        run = Run.create(tmp_path / str(count), {})
+        fit(models[-1], Batches(parts=count, dtype=torch.float64), VALUES, run, log_every=1)
+    whole, pieces = (rows(Run(tmp_path / str(count))) for count in (1, parts))
+    for one, other in zip(*(weights(model) for model in models), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    losses = [[row["loss"] for row in log if row["kind"] == "train"] for log in (whole, pieces)]
+    assert len(losses[0]) == STEPS * EPOCHS
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1e3])
+def test_gradients_are_clipped_by_their_common_norm(run, clip):
+    """After the first step AdamW's first moment is (1 − β₁) times the gradient it was given."""
+    model = Regression(dropout=0)
+    batch = next(Batches().starting_at(0))
+    model(batch.x, batch.y).loss.backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+    fit(model, Batches(steps_per_epoch=1), replace(VALUES, epochs=1, warmup_epochs=0, clip_grad=clip), run, log_every=1)
+    saved = run.latest().training
+    for (name, _), gradient in zip(model.named_parameters(), gradients, strict=True):
+        expected = 0.1 * gradient * min(1.0, clip / float(norm))
+        torch.testing.assert_close(saved[f"optimizer/exp_avg/{name}"], expected, rtol=1e-3, atol=1e-9)
+    assert rows(run)[0]["grad_norm"] == pytest.approx(float(norm), rel=1e-5)  # as it was before
+
+
+# --- what goes wrong
+
+
+class InfiniteGradient(Regression):
+    """Its loss is finite where its gradient is not: √0."""
+
+    def forward(self, x: Tensor, y: Tensor) -> SimpleNamespace:
+        bad = torch.isnan(x).any()
+        loss = super().forward(x.nan_to_num(), y).loss
+        return SimpleNamespace(loss=loss + (loss - loss.detach()).abs().sqrt() if bad else loss)
+
+
+@pytest.mark.parametrize("make", [Regression, InfiniteGradient])
+def test_a_bad_step_changes_nothing_and_is_counted(run, make):
+    model, before, after = make(), {}, {}
+
+    def watch(step: int) -> None:
+        after[step] = weights(model)
+        before[step + 1] = after[step]
+
+    fit(model, Batches(poisoned=(3, 6)), VALUES, run, evaluators=[(1, watch)], log_every=1)
+    for step in range(1, STEPS * EPOCHS + 1):
+        still = same(before[step], after[step])
+        assert still == (step in (1, 3, 6)), step  # the first has a learning rate of 0
+    bad = [row for row in rows(run) if row["kind"] == "nonfinite"]
+    assert [row["step"] for row in bad] == [3, 6]
+    assert all("nan" in (row["loss"], row["grad_norm"]) or "inf" in (row["loss"], row["grad_norm"]) for row in bad)
+    good = [row for row in rows(run) if row["kind"] == "train" and "loss" in row]
+    assert len(good) == STEPS * EPOCHS - 2
+    assert all(math.isfinite(row["loss"]) for row in good)
+    assert all(json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines())
+
+
+def test_too_many_bad_steps_in_a_row_stop_the_run(run):
+    batches = Batches(poisoned=(2, 3, 5, 6, 7, 8))
+    model = Regression()
+    with pytest.raises(TrainingStopped, match=r"3 steps in a row, up to step 7.*--base-lr \(now 0\.3\)"):
+        fit(model, batches, VALUES, run, nonfinite_limit=3, checkpoint_minutes=0, log_every=1)
+    kept = run.latest()
+    assert kept.state["step"] == 6
+    assert all(torch.isfinite(value).all() for value in kept.weights.values())
+    fresh = Regression(seed=1)
+    with pytest.raises(TrainingStopped):  # resumed, the same bad steps come again
+        fit(fresh, batches, VALUES, run, nonfinite_limit=3, checkpoint_minutes=0, log_every=1)
+    assert [row["step"] for row in rows(run) if row["kind"] == "nonfinite"] == [2, 3, 5, 6, 7]
+
+
+def test_bad_steps_that_are_not_in_a_row_do_not_stop_the_run(run):
+    assert fit(Regression(), Batches(poisoned=(1, 2, 4, 5, 7, 8)), VALUES, run, nonfinite_limit=3)
+
+
+def test_skipped_images_are_logged_once(run):
+    batches = Batches(skipped={2: ["a.jpg", "b.jpg"], 6: ["a.jpg"], 7: ["c.jpg"]})
+    assert fit(Regression(), batches, VALUES, run, images=10, skipped_share=0.3)
+    logged = [(row["step"], row["path"], row["reason"]) for row in rows(run) if row["kind"] == "skipped"]
+    assert logged == [(2, "a.jpg", "broken"), (2, "b.jpg", "broken"), (7, "c.jpg", "broken")]
+
+
+def test_too_many_skipped_images_stop_the_run(run):
+    batches = Batches(skipped={2: ["a.jpg", "b.jpg"], 6: ["a.jpg"], 7: ["c.jpg"]})
+    with pytest.raises(TrainingStopped, match=r"3 of 10 .*--skipped-share 0\.2 .*c\.jpg"):
+        fit(Regression(), batches, VALUES, run, images=10, skipped_share=0.2, checkpoint_minutes=0)
+    assert run.latest().state["skipped"] == ["a.jpg", "b.jpg"]
+
+
+# --- interruptions
+
+
+class Interrupted(Exception):
+    pass
+
+
+def finished(tmp_path, name: str, **options) -> tuple[list[Tensor], bytes]:
+    """Weights and log of a run that nothing interrupts."""
+    torch.manual_seed(7)
+    model, run = Regression(), Run.create(tmp_path / name, {})
+    assert fit(model, Batches(parts=2, poisoned=(5,)), VALUES, run, log_every=3, **options)
+    return weights(model), (run.folder / "log.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("at", [1, 3, 5, 7, 11, 12])
+def test_interrupted_and_resumed_ends_the_same(tmp_path, at):
+    expected = finished(tmp_path, "undisturbed")
+    run = Run.create(tmp_path / "interrupted", {})
+    batches = Batches(parts=2, poisoned=(5,))
+
+    def interrupt(step: int) -> None:
+        if step == at:
+            raise Interrupted
+
+    torch.manual_seed(7)
+    with pytest.raises(Interrupted):
+        fit(Regression(), batches, VALUES, run, log_every=3, checkpoint_minutes=0, evaluators=[(1, interrupt)])
+    torch.manual_seed(8)
+    model = Regression(seed=5 if at > 1 else 0)  # where a checkpoint was written, the weights come from it
+    if at == 1:
+        torch.manual_seed(7)
+    assert fit(model, batches, VALUES, Run(run.folder), log_every=3, checkpoint_minutes=0)
+    assert same(weights(model), expected[0])
+    assert (run.folder / "log.jsonl").read_bytes() == expected[1]
+
+
+def test_evaluators_leave_training_alone(tmp_path):
+    """They draw random numbers, use the model, and come when they should: before, in between, after."""
+    expected = finished(tmp_path, "undisturbed")
+    seen, modes = [], []
+
+    def look(step: int) -> dict:
+        torch.manual_seed(step)
+        seen.append(step)
+        modes.append(torch.is_grad_enabled())
+        return {"kind": "look", "value": float(torch.randn(()))}
+
+    observed = finished(tmp_path, "observed", evaluators=[(5, look), (100, look)])
+    assert seen == [0, 0, 5, 10, 12, 12]
+    assert not any(modes)
+    assert same(observed[0], expected[0])
+    looks = [row for row in rows(Run(tmp_path / "observed")) if row["kind"] == "look"]
+    assert [(row["step"], row["epoch"]) for row in looks] == [(step, step / STEPS) for step in seen]
+
+
+def test_a_finished_run_is_left_as_it_is(run):
+    model = Regression()
+    fit(model, Batches(), VALUES, run)
+    log = (run.folder / "log.jsonl").read_bytes()
+    again = Regression(seed=3)
+    assert fit(again, Batches(), VALUES, run)
+    assert same(weights(again), weights(model))
+    assert (run.folder / "log.jsonl").read_bytes() == log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops(run, number):
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+
+    def ask(row: dict) -> None:
+        if row["step"] == 4:
+            os.kill(os.getpid(), number)
+
+    assert fit(Regression(), Batches(), VALUES, run, sinks=[ask], log_every=1) is False
+    assert run.latest().state["step"] == 4
+    assert rows(run)[-1]["step"] == 4
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+def test_a_second_signal_acts_at_once(run):
+    def ask(row: dict) -> None:
+        if row["step"] == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Regression(), Batches(), VALUES, run, sinks=[ask], log_every=1)
+
+
+def test_checkpoints_hold_what_they_say(run):
+    fit(Regression(), Batches(), VALUES, run, checkpoint_minutes=0)
+    paths = sorted((run.folder / "checkpoints").iterdir())
+    assert [path.name for path in paths] == ["step-00000011", "step-00000012"]
+    saved = load(paths[-1])
+    assert saved.weights.keys() == Regression().state_dict().keys()
+    names = [f"optimizer/{slot}/{name}" for name in saved.weights for slot in ("step", "exp_avg", "exp_avg_sq")]
+    assert saved.training.keys() == {*names, "generator/cpu"}
+    assert all(float(saved.training[name]) == STEPS * EPOCHS for name in names if "/step/" in name)
+
+
+@pytest.mark.gpu
+def test_resuming_on_a_gpu(tmp_path):
+    """Weights, moments, step counters and generators return to their device."""
+    ends = []
+    for interrupted in (False, True):
+        run = Run.create(tmp_path / str(interrupted), {})
+        torch.manual_seed(7)
+        if interrupted:
+
+            def ask(row: dict) -> None:
+                if row["step"] == 4:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            assert not fit(Regression(), Batches(), VALUES, run, device="cuda", log_every=2, sinks=[ask])
+        model = Regression()
+        assert fit(model, Batches(), VALUES, run, device="cuda", log_every=2)
+        ends.append((weights(model), (run.folder / "log.jsonl").read_bytes()))
+    assert same(ends[0][0], ends[1][0])
+    assert ends[0][1] == ends[1][1]
