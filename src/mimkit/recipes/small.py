@@ -21,7 +21,7 @@ def small() -> Recipe:
         mask=RandomMask(ratio=0.8),
         decoder=partial(TransformerDecoder, width=64, depth=1, heads=2, head_scale=0.1),
         image_size=(128, 128),
-        train=Train(epochs=20, batch_size=64, base_lr=2e-3, warmup_epochs=2, decay_tokens=False),
+        train=Train(epochs=15, batch_size=64, base_lr=2e-3, warmup_epochs=1.5, decay_tokens=False),
         paper="PixMIM + MFF, settings of our own",
         published="",
     )
