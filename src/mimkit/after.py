@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mimkit import pictures, probes
-from mimkit.data import BadImage, ImageList, find_images, split
+from mimkit.data import BadImage, ImageList, find_all, split
 from mimkit.features import ImageEncoder, extract
 from mimkit.files import write_bytes
 from mimkit.flags import naming
@@ -48,6 +48,8 @@ def probe_source(
     skipped = 0
     for images in (train, test):
         features, ids, bad = extract(encoder, images, device=place, workers=readers)
+        if not len(features):
+            raise ValueError(f"none of the {len(images)} images in {images.root} could be read")
         labelled += [features, torch.from_numpy(images.labels)[ids]]
         skipped += len(bad)
     wanted: dict[str, Callable[..., probes.Score]] = {"linear": probes.linear, "knn": probes.knn}
@@ -72,8 +74,10 @@ def embed_source(
     place, readers = choose_device(machine.device), choose_workers(machine.workers)
     encoder = load_encoder(source, image_size=as_size(image_size))
     with naming("--data"):
-        images = find_images(data)
+        images = find_all(data)
     features, ids, skipped = extract(encoder, images, device=place, workers=readers)
+    if not len(features):
+        raise ValueError(f"--data: none of the {len(images)} images in {data} could be read")
     kept: ImageList = images.take(ids.numpy())
     arrays: dict[str, Any] = {"features": features.numpy(), "paths": np.array(kept.paths)}
     if kept.labels is not None and kept.classes is not None:
@@ -100,18 +104,18 @@ def reconstruct_images(
     if mask_ratio is not None:
         with naming("--mask-ratio"):
             method.mask = method.mask.hiding(mask_ratio)
-    try:
-        pixels = ImageEncoder(method.encoder, method.normalization).read(images).to(choose_device(device))
-    except BadImage as error:
-        raise ValueError(f"IMAGES: {error}") from error
-    with naming("--mask-ratio"):
-        rows = pictures.reconstruct(method, pixels, sample_keys(seed, 0, torch.arange(len(images))).to(pixels.device))
-    if rows is None:
-        raise ValueError(f"{type(method.target).__name__}, what {source} reconstructs, cannot be shown as a picture")
-    out.mkdir(parents=True, exist_ok=True)
+    encoder = ImageEncoder(method.encoder, method.normalization)
     written = []
-    for number, (path, row) in enumerate(zip(images, rows, strict=True)):
-        target = out / f"{number:04d}-{path.stem}.png"
-        write_bytes(target, pictures.png(pictures.sheet(row[None])))
-        written.append(target)
+    for number, path in enumerate(images):
+        try:
+            pixels = encoder.read([path]).to(choose_device(device))
+        except BadImage as error:
+            raise ValueError(f"IMAGES: {error}") from error
+        with naming("--mask-ratio"):
+            rows = pictures.reconstruct(method, pixels, sample_keys(seed, 0, torch.tensor([number])).to(pixels.device))
+        if rows is None:
+            raise ValueError(f"{type(method.target).__name__}, what {source} predicts, cannot be shown as a picture")
+        out.mkdir(parents=True, exist_ok=True)
+        written.append(out / f"{number:04d}-{path.stem}.png")
+        write_bytes(written[-1], pictures.png(pictures.sheet(rows)))
     return written

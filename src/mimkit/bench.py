@@ -60,7 +60,9 @@ def bench_step(
     images = torch.randn(batch_size, composed.channels, *composed.image_size, device=device)
     works = {"mimkit": step_of(method, images, precision)}
     if peers:
-        works["huggingface"] = step_of(huggingface_vitmae(recipe, composed.image_size), images, precision)
+        works["huggingface"] = step_of(
+            huggingface_vitmae(recipe, method.encoder.name, composed.image_size), images, precision
+        )
     seconds = alternate(works, rounds)
     return {
         "recipe": recipe,
@@ -91,10 +93,12 @@ def step_of(model: nn.Module, images: torch.Tensor, precision: str) -> Callable[
     return step
 
 
-def huggingface_vitmae(recipe: str, image_size: tuple[int, int]) -> nn.Module:
+def huggingface_vitmae(recipe: str, backbone: str, image_size: tuple[int, int]) -> nn.Module:
     """Hugging Face's MAE ViT-B/16 with MAE's own decoder."""
-    if recipe != "mae" or image_size != (224, 224):
-        raise ValueError(f"--peers compares `mae` at 224 pixels, not {recipe} at {image_size}")
+    if (recipe, backbone, image_size) != ("mae", "vit_base_patch16_224", (224, 224)):
+        raise ValueError(
+            f"--peers compares mae with vit_base_patch16_224 at 224, not {recipe}, {backbone}, {image_size}"
+        )
     try:
         from transformers import ViTMAEConfig, ViTMAEForPreTraining
     except ImportError as error:
@@ -103,10 +107,10 @@ def huggingface_vitmae(recipe: str, image_size: tuple[int, int]) -> nn.Module:
 
 
 def bench_data(data: Path, *, image_size: tuple[int, int], images: int, rounds: int) -> dict[str, Any]:
-    """Read and RandomResizedCrop files of a folder in one thread, beside torchvision's ImageFolder with Pillow.
+    """Read and RandomResizedCrop files of a folder in one thread, beside what torchvision's ImageFolder does with each.
 
     Raises:
-        ValueError: the folder has no class folders, which ImageFolder needs.
+        BadImage: a file is no readable image.
     """
     from torchvision import transforms
     from torchvision.datasets.folder import pil_loader

@@ -53,8 +53,26 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> None:
         shutil.rmtree(old)
 
 
-def load_latest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint; torn ones are set aside with a warning. None where there is none."""
+def load_newest(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint, or None. Changes nothing, so that a run can be read while it trains."""
+    for _ in range(2):  # a run that trains may remove the old one while it is read
+        for path in reversed(_steps(folder)):
+            try:
+                return load(path)
+            except Torn:
+                continue
+    return None
+
+
+def recover(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint, for a run about to go on; torn ones are set aside with a warning.
+
+    Returns:
+        None where no checkpoint was ever written.
+
+    Raises:
+        ValueError: there are checkpoints, and all of them are torn.
+    """
     for leftover in folder.glob(".unfinished-*"):
         shutil.rmtree(leftover)
     for path in reversed(_steps(folder)):
@@ -67,6 +85,8 @@ def load_latest(folder: Path) -> Checkpoint | None:
             warnings.warn(
                 f"{path} is damaged ({reason}): set aside as {aside.name}, trying the one before", stacklevel=2
             )
+    if any(folder.glob("torn-*")):
+        raise ValueError(f"no whole checkpoint is left in {folder}; start again with mimkit pretrain --overwrite")
     return None
 
 
@@ -84,7 +104,7 @@ def load(path: Path) -> Checkpoint:
         for name, expected in sums.items():
             if _sha256(path / name) != expected:
                 raise Torn(f"the checksum of {name} does not match")
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise Torn(str(error)) from error
     return Checkpoint(
         weights=load_file(path / "weights.safetensors"),

@@ -19,14 +19,12 @@ def demo(*, out: Path = Path("runs/demo"), overwrite: bool = False) -> int:
     """The whole story on built-in photographs: pre-train, probe, reconstruct, report. Minutes on a CPU.
 
     Args:
-        out: run folder.
-        overwrite: replace an earlier run there.
+        out: folder for the photographs' tiles and the run.
+        overwrite: replace an earlier demo there.
     """
     from mimkit.demo import run_demo
 
-    report = run_demo(out, overwrite=overwrite)
-    print(f"report: {report}")
-    return 0
+    return finish(out / "run", run_demo(out, overwrite=overwrite))
 
 
 def recipes(*, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
@@ -226,7 +224,7 @@ def bench(
     Args:
         what: step, or data.
         recipe: for step: a name from `mimkit recipes`.
-        data: for data: a folder with class folders.
+        data: for data: a folder of images.
         backbone: for step: instead of the recipe's.
         image_size: side of the images in pixels, or height and width.
         batch_size: for step: images per step.
@@ -245,7 +243,7 @@ def bench(
     assert size is not None
     if what == "data":
         if data is None:
-            raise ValueError("bench data needs --data, a folder with class folders")
+            raise ValueError("bench data needs --data, a folder of images")
         result = benches.bench_data(data, image_size=size, images=images, rounds=rounds)
     else:
         result = benches.bench_step(

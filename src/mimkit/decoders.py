@@ -24,8 +24,8 @@ class TransformerDecoder(nn.Module):
         grid: the latent's, for which it is built; others work, positions are made afresh.
         out_grid: the predictions', if another (LocalMIM's rescaling).
         width, depth, heads: of its blocks.
-        head_scale: of the head's initial weights. At 1 (published) the first predictions are as large as the target, and
-            short runs spend themselves on unlearning them; at 0.1 they start near its mean (see LOG.md).
+        head_scale: of the head's initial weights. At 1 (published) the first predictions are as large as the target,
+            and short runs spend themselves on unlearning them; at 0.1 they start near its mean (see LOG.md).
     """
 
     def __init__(

@@ -36,21 +36,22 @@ TRAIN_STRIDE = 24
 HELD_OUT_STRIDE = 32
 
 
-def run_demo(out: Path, *, overwrite: bool = False) -> Path:
-    """Make the tiles, pre-train `small` on them, and return the report's path."""
+def run_demo(out: Path, *, overwrite: bool = False) -> bool:
+    """Make the tiles and pre-train `small` on them into `out`/run. False where a signal stopped it early."""
     from mimkit.pretrain import pretrain
     from mimkit.runs import refuse_nonempty
     from mimkit.settings import Settings
 
     run, tiles = out / "run", out / "photographs"
     refuse_nonempty(run, overwrite=overwrite)
+    if tiles.exists() and not (run / "run.json").is_file():
+        raise FileExistsError(f"--out {out} has a folder {tiles.name} that is not the demo's: choose another")
     counts = make_tiles(tiles)
     print(
         f"{len(PHOTOGRAPHS)} photographs: {counts['train']} training and {counts['val']} held-out tiles",
         file=sys.stderr,
     )
-    pretrain("small", Settings(data=tiles, image_size=(TILE,), epochs=12), run, overwrite=overwrite)
-    return run / "report.html"
+    return pretrain("small", Settings(data=tiles, image_size=(TILE,), epochs=12), run, overwrite=overwrite)
 
 
 def make_tiles(folder: Path) -> dict[str, int]:

@@ -32,21 +32,39 @@ class Probe:
         held_out: images to score them on.
         device: where features are computed.
         workers: processes that read images.
+        batch_size: images computed at once.
     """
 
     def __init__(
-        self, method: Method, train: ImageList, held_out: ImageList, *, device: torch.device | str, workers: int = 0
+        self,
+        method: Method,
+        train: ImageList,
+        held_out: ImageList,
+        *,
+        device: torch.device | str,
+        workers: int = 0,
+        batch_size: int = 128,
     ) -> None:
-        self.method, self.train, self.held_out = method, train, held_out
-        self.device, self.workers = device, workers
+        self.method, self.train, self.held_out, self.device = method, train, held_out, device
+        self.workers, self.batch_size = workers, batch_size
 
     def __call__(self, step: int) -> dict[str, Any]:
         encoder = ImageEncoder(self.method.encoder, self.method.normalization)
-        test, test_ids, _ = extract(encoder, self.held_out, device=self.device, workers=self.workers)
-        row: dict[str, Any] = {"kind": "probe", **probes.health(test), "masked_loss": self.masked_loss()}
-        row |= {"train_images": len(self.train), "test_images": len(test), "classes": None}
+        test, test_ids, skipped = extract(
+            encoder, self.held_out, device=self.device, workers=self.workers, batch_size=self.batch_size
+        )
+        row: dict[str, Any] = {"kind": "probe", "train_images": len(self.train), "test_images": len(test)}
+        row |= {"classes": None, "skipped": skipped}
+        if not len(test):
+            return row
+        row |= {**probes.health(test), "masked_loss": self.masked_loss()}
         if self.train.labels is not None and self.held_out.labels is not None:
-            train, train_ids, _ = extract(encoder, self.train, device=self.device, workers=self.workers)
+            train, train_ids, more = extract(
+                encoder, self.train, device=self.device, workers=self.workers, batch_size=self.batch_size
+            )
+            row["skipped"] = skipped + more
+            if not len(train):
+                return row
             labels = torch.from_numpy(self.train.labels)[train_ids]
             data = (train, labels, test, torch.from_numpy(self.held_out.labels)[test_ids])
             linear, knn = probes.linear(*data), probes.knn(*data)
@@ -58,7 +76,7 @@ class Probe:
         """The method's loss on held-out images, always with the same masks."""
         losses = []
         size, channels = self.method.encoder.image_size, self.method.encoder.channels
-        for batch in load_images(self.held_out, size, channels, workers=self.workers):
+        for batch in load_images(self.held_out, size, channels, workers=self.workers, batch_size=self.batch_size):
             if len(batch.indices):
                 keys = sample_keys(0, 0, batch.indices).to(self.device)
                 losses.append((float(self.method(batch.images.to(self.device), keys=keys).loss), len(batch.indices)))
@@ -81,6 +99,8 @@ class Reconstructions:
     def __call__(self, step: int) -> None:
         size, channels = self.method.encoder.image_size, self.method.encoder.channels
         for batch in load_images(self.images, size, channels):
+            if not len(batch.indices):
+                continue
             keys = sample_keys(0, 0, batch.indices).to(self.device)
             rows = pictures.reconstruct(self.method, batch.images.to(self.device), keys)
             if rows is None:

@@ -29,6 +29,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.normalization = normalization
+        self.train(encoder.training)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -57,7 +58,12 @@ class ImageEncoder(nn.Module):
 
 
 def extract(
-    encoder: ImageEncoder, images: ImageList, *, device: torch.device | str = "cpu", workers: int = 0
+    encoder: ImageEncoder,
+    images: ImageList,
+    *,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    batch_size: int = 128,
 ) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
     """Features of all readable images of a list, in order.
 
@@ -68,12 +74,13 @@ def extract(
     was_training = encoder.training
     encoder.to(device).eval()
     with torch.inference_mode():
-        for batch in load_images(images, encoder.image_size, encoder.encoder.channels, workers=workers):
+        for batch in load_images(
+            images, encoder.image_size, encoder.encoder.channels, workers=workers, batch_size=batch_size
+        ):
             if len(batch.indices):
                 features.append(encoder(batch.images.to(device)).float().cpu())
                 indices.append(batch.indices)
             skipped += batch.skipped
     encoder.train(was_training)
-    if not features:
-        raise ValueError(f"none of the {len(images)} images in {images.root} could be read")
-    return torch.cat(features), torch.cat(indices), skipped
+    nothing = torch.empty(0, encoder.encoder.dim), torch.empty(0, dtype=torch.int64)
+    return (torch.cat(features), torch.cat(indices), skipped) if features else (*nothing, skipped)

@@ -26,7 +26,10 @@ def write_bytes(path: Path, data: bytes) -> None:
         unfinished.write_bytes(data)
         flush(unfinished)
         os.replace(unfinished, path)
-    except OSError as error:  # some name another file, and those of a full disk name none
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # Some name the unfinished file, those of a full disk name none.
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         unfinished.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ def choose_precision(device: torch.device) -> Precision:
     """bf16 on GPUs and on CPUs that multiply it in hardware, float32 elsewhere."""
     if device.type != "cpu":
         return "bf16"
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.9 cannot tell
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.9 cannot tell
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 

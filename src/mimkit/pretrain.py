@@ -1,5 +1,7 @@
 """Pre-training, composed: settings to parts, data, evaluators and a run folder, and the loop over them."""
 
+import contextlib
+import importlib.util
 import os
 import platform
 import subprocess
@@ -21,7 +23,8 @@ from mimkit.precision import choose_precision, tune_attention
 from mimkit.recipes import Recipe, build, parts_in_words
 from mimkit.runs import Run, refuse_nonempty
 from mimkit.settings import Machine, Settings, compose
-from mimkit.train import Evaluator, fit
+from mimkit.sources import require_same_parts
+from mimkit.train import Evaluator, TrainingStopped, fit
 
 PICTURES = 8
 HERE = Machine()
@@ -85,7 +88,7 @@ def plan(name: str, settings: Settings, *, device: torch.device) -> Plan:
             f"only {len(train) // batch_size} steps in an epoch of {len(train)} images: "
             "with few images, try the recipe `small`, or a --batch-size of 128"
         )
-    probe_every = settings.probe_every or max(1, recipe.train.epochs // 5)
+    probe_every = settings.probe_every or -(-recipe.train.epochs // 5)
     values: dict[str, Any] = {
         f.name: getattr(recipe.train, f.name) for f in fields(Settings) if hasattr(recipe.train, f.name)
     }
@@ -118,8 +121,12 @@ def pretrain(recipe: str, settings: Settings, out: Path, *, machine: Machine = H
         ValueError, FileNotFoundError, FileExistsError: a request that cannot be met; nothing has been written.
         TrainingStopped: the run cannot go on.
     """
+    out = Path(out)
     refuse_nonempty(out, overwrite=overwrite)
+    if settings.data.is_dir() and out.resolve().is_relative_to(settings.data.resolve()):
+        raise ValueError(f"--out {out} lies inside --data {settings.data}: the run's pictures would become data")
     device = choose_device(machine.device)
+    require_sinks(machine)
     request = plan(recipe, settings, device=device)
     run = Run.create(out, facts(request, device), overwrite=overwrite)
     return execute(request, run, machine, device)
@@ -132,9 +139,12 @@ def resume(run: Run, *, machine: Machine = HERE) -> bool:
         ValueError: the images are not those the run began with.
     """
     device = choose_device(machine.device)
+    require_sinks(machine)
     request = plan(run.facts["recipe"], Settings.from_json(run.facts["settings"]), device=device)
-    then, now = run.facts["data"]["fingerprint"], request.train.fingerprint()
-    if then != now:
+    require_same_parts(run.facts, request.recipe, run.folder)
+    if run.facts["training"] != str(request.recipe.train):
+        raise ValueError(f"{run.folder} began with {run.facts['training']}, which is {request.recipe.train} now")
+    if run.facts["data"]["fingerprint"] != fingerprint(request):
         raise ValueError(f"the images in {request.settings.data} are no longer those that {run.folder} began with")
     return execute(request, run, machine, device)
 
@@ -153,26 +163,37 @@ def execute(request: Plan, run: Run, machine: Machine, device: torch.device) -> 
     if len(request.held_out):
         bank = subset(request.train, request.settings.probe_images)
         test = subset(request.held_out, request.settings.probe_images)
-        probe = Probe(method, bank, test, device=device, workers=workers)
+        at_once = request.recipe.train.batch_size // request.parts
+        probe = Probe(method, bank, test, device=device, workers=workers, batch_size=at_once)
         shown = Reconstructions(method, subset(request.held_out, PICTURES), run.folder, device=device)
         evaluators = [(every, probe), (every, shown)]
-    sinks = [tensorboard_sink(run.folder)] if machine.tensorboard else []
-    finished = fit(
-        method,
-        batches,
-        request.recipe.train,
-        run,
-        evaluators=evaluators,
-        scalars=method.scalars,
-        device=device,
-        log_every=request.settings.log_every,
-        checkpoint_minutes=machine.checkpoint_minutes,
-        skipped_share=request.settings.skipped_share,
-        images=len(request.train),
-        sinks=sinks,
-    )
-    write_report([run.folder], run.folder / "report.html")
-    return finished
+    try:
+        with run.locked():
+            return fit(
+                method,
+                batches,
+                request.recipe.train,
+                run,
+                evaluators=evaluators,
+                scalars=method.scalars,
+                device=device,
+                log_every=request.settings.log_every,
+                checkpoint_minutes=machine.checkpoint_minutes,
+                skipped_share=request.settings.skipped_share,
+                images=len(request.train) + len(request.held_out),
+                sinks=[tensorboard_sink(run.folder)] if machine.tensorboard else [],
+            )
+    except OSError as error:  # a full disk, a folder gone: the request was fine, the work failed
+        what = f"{error.strerror}: {error.filename}" if error.strerror else str(error)
+        raise TrainingStopped(f"{what}; what was saved is kept, go on with: mimkit resume {run.folder}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            write_report([run.folder], run.folder / "report.html")
+
+
+def fingerprint(request: Plan) -> str:
+    """Of the names and labels of all images, training and held out."""
+    return f"{request.train.fingerprint()}-{request.held_out.fingerprint()}"
 
 
 def describe(request: Plan) -> list[str]:
@@ -198,12 +219,13 @@ def facts(request: Plan, device: torch.device) -> dict[str, Any]:
         "settings": request.settings.to_json(),
         "parts": parts_in_words(recipe)
         | {"downstream": "the encoder with its final norm; readout and decoder serve pre-training only"},
+        "training": str(recipe.train),
         "data": {
             "path": str(request.settings.data),
             "train_images": len(request.train),
             "held_out_images": len(request.held_out),
             "classes": request.train.classes,
-            "fingerprint": request.train.fingerprint(),
+            "fingerprint": fingerprint(request),
         },
         "steps": recipe.train.epochs * batches.steps_per_epoch,
         "steps_per_epoch": batches.steps_per_epoch,
@@ -221,6 +243,7 @@ def facts(request: Plan, device: torch.device) -> dict[str, Any]:
 
 
 def parameters(module: torch.nn.Module) -> int:
+    """How many numbers a module consists of."""
     return sum(p.numel() for p in module.parameters())
 
 
@@ -248,32 +271,37 @@ def choose_device(name: str) -> torch.device:
 
 def choose_workers(workers: int | None) -> int:
     """The given number of reading processes, or one for each two cores, at least one, at most eight."""
-    return min(8, max(1, (os.cpu_count() or 1) // 2)) if workers is None else workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, cores // 2)) if workers is None else workers
 
 
 def device_name(device: torch.device) -> str:
+    """The GPU's or processor's own name, where it tells."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type
 
 
 def git_commit() -> str | None:
     """The commit of the checkout that mimkit runs from, or None."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def tensorboard_sink(folder: Path) -> Callable[[dict[str, Any]], None]:
-    """Writes every number of a row to TensorBoard.
+def require_sinks(machine: Machine) -> None:
+    """Raise ValueError where a package that the machine's options need is missing."""
+    if machine.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ValueError("--tensorboard needs the package: pip install 'mimkit[tensorboard]'")
 
-    Raises:
-        ValueError: TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError("--tensorboard needs the package: pip install 'mimkit[tensorboard]'") from error
+
+def tensorboard_sink(folder: Path) -> Callable[[dict[str, Any]], None]:
+    """Writes every number of a row to TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+
     writer = SummaryWriter(str(folder / "tensorboard"))
 
     def write(row: dict[str, Any]) -> None:

@@ -121,7 +121,10 @@ class Levels(Readout):
         self.taps = tuple(taps or (1, 3, encoder.depth - 3, encoder.depth - 1))
         if len(self.taps) != len(scales):
             raise ValueError(f"{len(self.taps)} taps need as many scales, got {len(scales)}")
-        self.levels = tuple(Level(encoder.dim, round(encoder.cell * scale)) for scale in scales)
+        cells = [encoder.cell * scale for scale in scales]
+        if any(cell != int(cell) for cell in cells):
+            raise ValueError(f"a cell of {encoder.cell} pixels cannot be scaled by {tuple(scales)} to whole pixels")
+        self.levels = tuple(Level(encoder.dim, int(cell)) for cell in cells)
         self.norms = nn.ModuleList(nn.LayerNorm(encoder.dim, eps=1e-6) for _ in self.taps[:-1])
 
     def forward(self, latents: list[Latent], norm: nn.Module) -> list[Latent]:

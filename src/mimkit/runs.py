@@ -11,11 +11,17 @@ report.html           written at the end, or by `mimkit report`
 import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mimkit.checkpoint import Checkpoint, load_latest, save
-from mimkit.files import refuse_unwritable, write_text
+from mimkit.checkpoint import Checkpoint, recover, save
+from mimkit.files import flush, refuse_unwritable, write_text
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 class Run:
@@ -29,7 +35,8 @@ class Run:
         ValueError: its `run.json` is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | str) -> None:
+        folder = Path(folder)
         if not (folder / "run.json").is_file():
             raise FileNotFoundError(f"{folder} holds no run (no run.json)")
         self.folder = folder
@@ -56,7 +63,7 @@ class Run:
             for path in made:
                 with contextlib.suppress(OSError):
                     path.rmdir()
-            raise type(error)(f"--out {folder} cannot be written: {error.strerror}") from error
+            raise type(error)(f"--out {folder} cannot be written: {error.strerror or error}") from error
         return cls(folder)
 
     def log(self, row: dict[str, Any]) -> None:
@@ -77,12 +84,29 @@ class Run:
     def save(self, step: int, checkpoint: Checkpoint) -> None:
         """Checkpoint the state after `step` steps, and how much of the log it has written."""
         log = self.folder / "log.jsonl"
+        if log.exists():
+            flush(log)  # else a power cut could leave a checkpoint that counts more of the log than there is
         state = {**checkpoint.state, "step": step, "log_bytes": log.stat().st_size if log.exists() else 0}
         save(self.folder / "checkpoints", step, Checkpoint(checkpoint.weights, checkpoint.training, state))
 
     def latest(self) -> Checkpoint | None:
-        """The newest whole checkpoint, or None."""
-        return load_latest(self.folder / "checkpoints")
+        """The newest whole checkpoint, or None; torn ones are set aside."""
+        return recover(self.folder / "checkpoints")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """While inside, no other process may train this run. The system lets go when the process ends, however it does.
+
+        Raises:
+            ValueError: another process trains it.
+        """
+        with (self.folder / ".lock").open("w") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise ValueError(f"{self.folder} is being trained by another process") from error
+            yield
 
     def rewind(self, checkpoint: Checkpoint | None) -> None:
         """Forget what was logged after the checkpoint: it will be logged again."""
@@ -113,9 +137,9 @@ def refuse_nonempty(folder: Path, *, overwrite: bool) -> None:
 
 def _clear(folder: Path) -> None:
     """Remove what runs write, and nothing else."""
-    for name in ("checkpoints", "reconstructions", "probe", "tensorboard"):
+    for name in ("checkpoints", "reconstructions", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("log.jsonl", "speed.jsonl", "report.html", "run.json"):
+    for name in ("log.jsonl", "speed.jsonl", "report.html", ".lock", "run.json"):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -63,7 +63,7 @@ class Settings:
     """Default: bf16 where the device computes fast in it, else fp32."""
     seed: int = 0
     probe_every: int | None = None
-    """Epochs between looks at the encoder (probe and pictures); default: five looks in the run."""
+    """Epochs between looks at the encoder (probe and pictures); default: before, and five times during the run."""
     probe_images: int = 1000
     """Images that the probe shown while training is fitted on, at most; as many held-out ones score it."""
     log_every: int = 10
@@ -72,6 +72,7 @@ class Settings:
     """Share of unreadable training images at which the run stops."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "data", Path(self.data))
         object.__setattr__(self, "image_size", as_size(self.image_size))
         counts = ("mask_cell", "decoder_width", "decoder_depth", "decoder_heads", "micro_batch")
         for name in (*counts, "probe_every", "probe_images", "log_every"):
@@ -85,7 +86,7 @@ class Settings:
                 raise ValueError(f"{flag(name)} must be at least 0 and below 1, got {getattr(self, name)}")
 
     def to_json(self) -> dict[str, Any]:
-        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        return asdict(self) | {"data": str(self.data)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Settings":
@@ -182,11 +183,13 @@ def compose(recipe: str, settings: Settings) -> "Recipe":
     if settings.view is not None:
         parts["view"] = choose("--view", settings.view, views)()
     if settings.mask is not None:
-        parts["mask"] = choose("--mask", settings.mask, masks)()
+        kind = choose("--mask", settings.mask, masks)
+        parts["mask"] = base.mask if isinstance(base.mask, kind) else kind()
     if settings.readout is not None:
         parts["readout"] = choose("--readout", settings.readout, readouts)
     if settings.decoder is not None:
-        parts["decoder"] = choose("--decoder", settings.decoder, decoders)
+        kind = choose("--decoder", settings.decoder, decoders)
+        parts["decoder"] = base.decoder if getattr(base.decoder, "func", base.decoder) is kind else kind
     if settings.target is not None:
         parts["target"] = choose("--target", settings.target, targets)()
     for name in ("image_size", "channels"):

@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mimkit.backbones import create_visible_vit
-from mimkit.checkpoint import load_latest
+from mimkit.checkpoint import load_newest
 from mimkit.features import ImageEncoder
 from mimkit.method import Method
-from mimkit.recipes import build
+from mimkit.recipes import Recipe, build, parts_in_words
 from mimkit.runs import Run
 from mimkit.settings import Settings, compose
 from mimkit.views import Normalization
@@ -37,14 +37,24 @@ def load_encoder(source: str | Path, *, image_size: tuple[int, int] | None = Non
     """
     kind, _, name = str(source).partition(":")
     if kind in ("timm", "random") and name:
-        config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+        config = pretrained_config(name)
         size = image_size or (tuple(config.input_size[1:]) if config else (224, 224))
-        encoder = create_visible_vit(name, image_size=size, pretrained=kind == "timm")
+        encoder = create_visible_vit(name, image_size=size, pretrained=kind == "timm").requires_grad_(False)
         if config is None or kind == "random":
             return ImageEncoder(encoder, Normalization.for_channels(encoder.channels)).eval()
         return ImageEncoder(encoder, Normalization(tuple(config.mean), tuple(config.std))).eval()
     method = load_method(source)
-    return ImageEncoder(method.encoder, method.normalization).eval()
+    if image_size not in (None, method.encoder.image_size):
+        raise ValueError(f"--image-size {image_size} is for timm:NAME and random:NAME; {source} has its own")
+    return ImageEncoder(method.encoder, method.normalization).eval().requires_grad_(False)
+
+
+def pretrained_config(name: str) -> Any:
+    """What timm knows of a model's weights, or None."""
+    try:
+        return timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    except RuntimeError as error:  # an unknown tag
+        raise ValueError(f"timm has no weights {name!r}: {error}") from error
 
 
 def load_method(source: str | Path) -> Method:
@@ -56,10 +66,24 @@ def load_method(source: str | Path) -> Method:
         ValueError: the source is neither, or holds no weights.
     """
     request, weights = read_source(Path(source))
-    with torch.random.fork_rng():
-        method = build(compose(request["recipe"], Settings.from_json(request["settings"])))
+    recipe = compose(request["recipe"], Settings.from_json(request["settings"]))
+    require_same_parts(request, recipe, source)
+    with torch.random.fork_rng(devices=[]):
+        method = build(recipe)
     method.load_state_dict(weights)
     return method.eval()
+
+
+def require_same_parts(request: dict[str, Any], recipe: Recipe, source: str | Path) -> None:
+    """Refuse weights of a recipe that has other parts today than when they were trained.
+
+    Raises:
+        ValueError: it has; the message names the part and both its forms.
+    """
+    for name, now in parts_in_words(recipe).items():
+        then = request["parts"][name]
+        if then != now:
+            raise ValueError(f"{source} was trained with {name} {then}, but recipe {request['recipe']} now has {now}")
 
 
 def read_source(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -73,10 +97,10 @@ def read_source(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             run = Run(path)
         except FileNotFoundError as error:
             raise ValueError(str(error)) from error
-        checkpoint = load_latest(path / "checkpoints")
+        checkpoint = load_newest(path / "checkpoints")
         if checkpoint is None:
             raise ValueError(f"{path} has no checkpoint yet")
-        return {"recipe": run.facts["recipe"], "settings": run.facts["settings"]}, checkpoint.weights
+        return {name: run.facts[name] for name in ("recipe", "settings", "parts")}, checkpoint.weights
     if not path.is_file():
         raise ValueError(f"{path}: no such run folder or file (timm's models are written timm:NAME)")
     try:
@@ -85,6 +109,8 @@ def read_source(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is no safetensors file: {error}") from error
+    if "timm.create_model" in metadata:
+        raise ValueError(f"{path} is an encoder for timm; mimkit takes what `export --format safetensors` writes")
     if "mimkit.request" not in metadata:
         raise ValueError(f"{path} was not exported by mimkit: it does not say which recipe its weights belong to")
     return json.loads(metadata["mimkit.request"]), weights

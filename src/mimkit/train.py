@@ -92,7 +92,10 @@ class Batches(Protocol):
 
 
 class Evaluator(Protocol):
-    """Looks at the model between steps; returns a row for the log, or None. May not touch training's state."""
+    """Looks at the model between steps; returns a row for the log, or None. May not touch training's state.
+
+    A row's "skipped" lists images that could not be read, (path, reason); the loop counts and logs them.
+    """
 
     def __call__(self, step: int) -> Row | None: ...
 
@@ -141,8 +144,8 @@ def fit(
         checkpoint_minutes: time between checkpoints; 0 writes one after each step.
         nonfinite_limit: steps in a row whose loss or gradient is not finite before the run stops. Such steps
             change nothing and are counted.
-        skipped_share: share of the training images that may prove unreadable.
-        images: number of training images, for that share.
+        skipped_share: share of the images that may prove unreadable.
+        images: number of images, for that share.
         sinks: called with every row, such as a TensorBoard writer.
 
     Returns:
@@ -169,23 +172,25 @@ def fit(
         for every, evaluator in evaluators:
             if step == steps or step % every == 0:
                 model.eval()
-                with progress.pausing(), torch.random.fork_rng(), torch.no_grad():
+                gpus = [device] if device.type == "cuda" else []
+                with progress.pausing(), torch.random.fork_rng(devices=gpus), torch.no_grad():
                     row = evaluator(step)
                 model.train()
                 if row is not None:
+                    count_skipped(step, row.pop("skipped", ()))
                     record({**row, "step": step, "epoch": step / steps_per_epoch})
                     progress.line(f"step {step}: {beside_untrained(row, run)}")
 
-    def count_skipped(step: int, batch: Any) -> None:
-        for path, reason in batch.skipped:
+    def count_skipped(step: int, unreadable: Sequence[tuple[str, str]]) -> None:
+        for path, reason in unreadable:
             if path not in state.skipped:
                 state.skipped.add(path)
                 record({"kind": "skipped", "step": step, "path": path, "reason": reason})
                 progress.line(f"skipped {path}: {reason}")
         if len(state.skipped) > skipped_share * images:
             raise TrainingStopped(
-                f"{len(state.skipped)} of {images} training images could not be read, more than the "
-                f"--skipped-share {skipped_share:g} that is allowed; the last one: {batch.skipped[-1][0]}"
+                f"{len(state.skipped)} of {images} images could not be read, more than the "
+                f"--skipped-share {skipped_share:g} that is allowed; the last one: {path}"
             )
 
     def add_gradients(step: int) -> Tensor:
@@ -193,7 +198,7 @@ def fit(
         for _ in range(batches.parts):
             with progress.waiting():
                 batch = next(parts)
-            count_skipped(step, batch)
+            count_skipped(step, batch.skipped)
             with torch.autocast(device.type, torch.bfloat16, enabled=values.precision == "bf16"):
                 part = model(**batch.inputs(device)).loss / batches.parts
             part.backward()
@@ -256,7 +261,9 @@ class State:
     def update(self, loss: Tensor, lr: float) -> Tensor:
         """One AdamW step with the gradients that are there, unless something is not finite. Returns their norm."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.clip_grad or math.inf)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.clip_grad is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_grad, norm)
         if torch.isfinite(loss) and torch.isfinite(norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
@@ -272,7 +279,7 @@ class State:
         """Mean loss and gradient norm since the last call; nothing where no step was finite."""
         if not self.window:
             return {}
-        losses, norms = (torch.stack(column).double().mean() for column in zip(*self.window, strict=True))
+        losses, norms = (torch.stack(column).cpu().double().mean() for column in zip(*self.window, strict=True))
         self.window.clear()
         return {"loss": float(losses), "grad_norm": float(norms)}
 
@@ -295,10 +302,10 @@ class State:
         """The inverse of `checkpoint`."""
         self.model.load_state_dict(checkpoint.weights)
         restore_optimizer(self.optimizer, self.model, checkpoint.training)
+        device = next(self.model.parameters()).device
         torch.set_rng_state(checkpoint.training["generator/cpu"])
         if "generator/cuda" in checkpoint.training and torch.cuda.is_available():
-            torch.cuda.set_rng_state(checkpoint.training["generator/cuda"])
-        device = next(self.model.parameters()).device
+            torch.cuda.set_rng_state(checkpoint.training["generator/cuda"], device)
         window = torch.tensor(checkpoint.state["window"], device=device).view(-1, 2)
         self.window = [(loss, norm) for loss, norm in window]
         self.step, self.nonfinite = checkpoint.state["step"], checkpoint.state["nonfinite"]

@@ -17,7 +17,7 @@ from mimkit.settings import recipes
 
 SMALL = (
     "--image-size 32 --mask-ratio 0.75 --backbone test_vit --decoder-width 32 --decoder-heads 2 "
-    "--batch-size 8 --epochs 2 --workers 0"
+    "--batch-size 8 --epochs 2 --workers 0 --precision fp32"
 )
 
 

@@ -26,8 +26,8 @@ EPOCHS = 12
 def settings(photos: Path) -> Settings:
     """A few seconds of training that use every part with randomness: crops, masks, dropped paths' generator, probes."""
     return Settings(
-        data=photos, image_size=(32,), batch_size=8, micro_batch=4, epochs=EPOCHS, log_every=3, probe_every=4,
-        decoder_width=32, decoder_heads=2, warmup_epochs=1.0,
+        data=photos, image_size=(32,), mask_ratio=0.75, batch_size=8, micro_batch=4, epochs=EPOCHS, log_every=3,
+        probe_every=4, decoder_width=32, decoder_heads=2, warmup_epochs=1.0,
     )  # fmt: skip
 
 
@@ -103,6 +103,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path, make_photos, capfd):
 
     photos = make_photos(tmp_path / "photos", count=20, classes=2)
     arguments = ["small", "--data", str(photos), "--image-size", "32", "--batch-size", "4", "--epochs", "20000"]
+    arguments += ["--mask-ratio", "0.75"]
     pid = os.getpid()
     child = multiprocessing.get_context("spawn").Process(target=terminate_when_logged, args=(tmp_path / "run", pid))
     child.start()

@@ -26,6 +26,7 @@ PRETRAIN = {
     "--batch-size": "8",
     "--epochs": "2",
     "--workers": "0",
+    "--precision": "fp32",
 }
 ENCODER = "random:vit_tiny_patch16_224"
 STARTING = ("small: ", "data: ", "training: ", "step ")
@@ -133,7 +134,10 @@ WRONG_PRETRAINING = {
     "batch above the data": ({"--batch-size": "400"}, "--batch-size 400 17"),
     "no batch": ({"--batch-size": "0"}, "--batch-size 0"),
     "micro-batch that does not divide": ({"--micro-batch": "3"}, "--micro-batch 3 8"),
-    "decoder width and heads": ({"--decoder-width": "52", "--decoder-heads": "3"}, "--decoder-width --decoder-heads 52 3"),
+    "decoder width and heads": (
+        {"--decoder-width": "52", "--decoder-heads": "3"},
+        "--decoder-width --decoder-heads 52 3",
+    ),
     "decoder width and positions": ({"--decoder-width": "51", "--decoder-heads": "3"}, "--decoder-width 51 4"),
     "no decoder heads": ({"--decoder-heads": "0"}, "--decoder-heads 0"),
     "learning rate below 0": ({"--base-lr": "-0.001"}, "--base-lr -0.001"),

@@ -127,6 +127,8 @@ def create_visible_vit(
         vit = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="", **options)
     except (TypeError, AssertionError) as error:  # families without these options; distilled DeiTs assert
         raise ValueError(f"{name} is no plain ViT that visible-only encoding can drive") from error
+    except RuntimeError as error:  # an unknown tag of weights
+        raise ValueError(f"timm cannot make {name!r}: {' '.join(str(error).split())}") from error
     if type(vit) is not VisionTransformer:
         raise ValueError(f"{name} is a {type(vit).__name__}, no plain ViT that visible-only encoding can drive")
     if type(vit.patch_embed) is not PatchEmbed:  # the kernels of a convolutional stem would see hidden pixels

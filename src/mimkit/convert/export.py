@@ -50,6 +50,7 @@ def export_safetensors(source: Path, out: Path) -> None:
         ValueError: the source holds no weights.
     """
     request, weights = read_source(source)
+    request["settings"]["data"] = ""  # whose folder it was is nobody's business
     write(weights, {"mimkit.request": json.dumps(request)}, out)
 
 

@@ -70,7 +70,7 @@ def read_image(path: str | Path, channels: int = 3) -> Image.Image:
             _refuse_bombs(image.size, path)
             _load(image)
             return _convert(image, "RGB" if channels == 3 else "L")
-    except BadImage:
+    except (BadImage, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on a broken file
         raise BadImage(path, _reason(error)) from error

@@ -108,6 +108,22 @@ def split(data: Path, held_out: float = 0.1) -> tuple[ImageList, ImageList]:
     return images.take(np.flatnonzero(~is_held_out)), images.take(np.flatnonzero(is_held_out))
 
 
+def find_all(data: Path) -> ImageList:
+    """All images there are, with the labels that `split` gives them: those of `train` and `val` folders in one list.
+
+    Raises:
+        FileNotFoundError: there is nothing at the path.
+        ValueError: there are no images.
+    """
+    data = Path(data)
+    folders = _split_folders(data)
+    if folders is None:
+        return find_images(data)
+    paths = [(part.root / path).relative_to(data).as_posix() for part in folders for path in part.paths]
+    labels = [part.labels for part in folders if part.labels is not None]
+    return ImageList(data, paths, np.concatenate(labels) if labels else None, folders[0].classes)
+
+
 def _split_folders(data: Path) -> tuple[ImageList, ImageList] | None:
     train = _walk(data / "train") if (data / "train").is_dir() else []
     held_out_folders = (data / name for name in HELD_OUT_FOLDERS if (data / name).is_dir())

@@ -63,17 +63,14 @@ def build(recipe: Recipe) -> Method:
     """
     with naming("--backbone", "--image-size"):
         encoder = recipe.encoder(image_size=recipe.image_size, channels=recipe.channels)
-    readout = recipe.readout(encoder)
     grid = grid_for(recipe.image_size, encoder.cell)
+    with naming("--readout", "--image-size"):
+        readout = recipe.readout(encoder)
+        out_grids = [grid_for(recipe.image_size, level.cell) for level in readout.levels]
     with naming("--decoder-width", "--decoder-heads"):
         decoders = [
-            recipe.decoder(
-                level.dim,
-                recipe.target.values(level.cell, recipe.channels),
-                grid,
-                grid_for(recipe.image_size, level.cell),
-            )
-            for level in readout.levels
+            recipe.decoder(level.dim, recipe.target.values(level.cell, recipe.channels), grid, out_grid)
+            for level, out_grid in zip(readout.levels, out_grids, strict=True)
         ]
     with naming("--mask-ratio", "--mask-cell"):  # refused here rather than in the first step
         recipe.mask.sample(torch.zeros(1, dtype=torch.int64), recipe.image_size, encoder.cell).visible_ids(grid)
