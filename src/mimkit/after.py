@@ -105,7 +105,7 @@ def reconstruct_images(
         with naming("--mask-ratio"):
             method.mask = method.mask.hiding(mask_ratio)
     encoder = ImageEncoder(method.encoder, method.normalization)
-    written = []
+    sheets: dict[Path, bytes] = {}  # all or none are written
     for number, path in enumerate(images):
         try:
             pixels = encoder.read([path]).to(choose_device(device))
@@ -115,7 +115,8 @@ def reconstruct_images(
             rows = pictures.reconstruct(method, pixels, sample_keys(seed, 0, torch.tensor([number])).to(pixels.device))
         if rows is None:
             raise ValueError(f"{type(method.target).__name__}, what {source} predicts, cannot be shown as a picture")
-        out.mkdir(parents=True, exist_ok=True)
-        written.append(out / f"{number:04d}-{path.stem}.png")
-        write_bytes(written[-1], pictures.png(pictures.sheet(rows)))
-    return written
+        sheets[out / f"{number:04d}-{path.stem}.png"] = pictures.png(pictures.sheet(rows))
+    out.mkdir(parents=True, exist_ok=True)
+    for place, png in sheets.items():
+        write_bytes(place, png)
+    return list(sheets)

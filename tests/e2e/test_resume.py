@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mimkit.checkpoint import load_latest
+from mimkit.checkpoint import recover
 from mimkit.runs import Run
 from mimkit.settings import Machine, Settings, flag
 
@@ -92,7 +92,7 @@ def test_a_torn_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path, mak
     with (newest / "weights.safetensors").open("r+b") as file:
         file.truncate(1000)
     with pytest.warns(UserWarning, match=r"is damaged .*weights\.safetensors.*trying the one before"):
-        assert load_latest(run / "checkpoints").state["step"] == int(before.name.removeprefix("step-"))
+        assert recover(run / "checkpoints").state["step"] == int(before.name.removeprefix("step-"))
     assert (run / "checkpoints" / f"torn-{newest.name}").is_dir()
     resume(Run(run), machine=Machine(workers=0, checkpoint_minutes=0))
     assert fingerprint(run) == whole
@@ -111,7 +111,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path, make_photos, capfd):
     child.join()
     assert code == 0
     assert f"resume with: mimkit resume {tmp_path / 'run'}" in capfd.readouterr().out
-    saved = load_latest(tmp_path / "run" / "checkpoints").state["step"]
+    saved = recover(tmp_path / "run" / "checkpoints").state["step"]
     logged = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert saved >= max(row["step"] for row in logged) >= 10
 

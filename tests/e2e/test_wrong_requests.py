@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -179,6 +181,16 @@ def test_unknown_recipe_lists_the_known_ones(here, capsys):
 def test_cuda_where_there_is_none(here, capsys):
     assert "--device cuda " in refusal(pretrain(here, {"--device": "cuda"}), capsys)
     assert not (here / "run").exists()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_terminal_of_any_encoding_gets_one_line(here, encoding):
+    command = [sys.executable, "-m", "mimkit", *pretrain(here, {"--epoch": "3"})]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "60"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "mimkit: Unrecognized options: --epoch, 3; did you mean --epochs or --warmup-epochs?\n"
 
 
 def test_overwriting_what_is_no_run(here, capsys):
@@ -390,7 +402,7 @@ def test_too_many_unreadable_images(tmp_path, make_photos, capsys):
     capsys.readouterr()
     assert main(request_) == 1
     *before, line, _ = capsys.readouterr().err.split("\n")
-    assert re.fullmatch(r"mimkit: \d+ of 20 training images could not be read, .*--skipped-share 0\.3 .*\.png", line)
+    assert re.fullmatch(r"mimkit: \d+ of 20 images could not be read, .*--skipped-share 0\.3 .*\.png", line)
     assert sum(words.startswith("skipped ") for words in before) >= 7
 
 

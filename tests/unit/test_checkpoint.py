@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mimkit import checkpoint
-from mimkit.checkpoint import Checkpoint, Torn, load, load_latest, optimizer_tensors, restore_optimizer, save
+from mimkit.checkpoint import Checkpoint, Torn, load, load_newest, optimizer_tensors, recover, restore_optimizer, save
 
 
 def state(seed: int = 0) -> Checkpoint:
@@ -41,7 +41,7 @@ def test_round_trip_to_the_last_bit(tmp_path):
     save(tmp_path, 12, state())
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000012"]
     assert same(load(tmp_path / "step-00000012"), state())
-    assert same(load_latest(tmp_path), state())
+    assert same(recover(tmp_path), state())
 
 
 def test_checksums_are_what_sha256sum_reads(tmp_path):
@@ -62,18 +62,18 @@ def test_the_newest_two_are_kept(tmp_path):
     for step in (5, 10, 100, 1000):
         save(tmp_path, step, state(step))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000100", "step-00001000"]
-    assert load_latest(tmp_path).state["step"] == 1000
+    assert recover(tmp_path).state["step"] == 1000
 
 
 def test_saving_a_step_again_replaces_it(tmp_path):
     save(tmp_path, 5, state(1))
     save(tmp_path, 5, state(2))
-    assert same(load_latest(tmp_path), state(2))
+    assert same(recover(tmp_path), state(2))
 
 
 def test_nothing_there(tmp_path):
-    assert load_latest(tmp_path) is None
-    assert load_latest(tmp_path / "nowhere") is None
+    assert recover(tmp_path) is None
+    assert recover(tmp_path / "nowhere") is None
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path):
@@ -81,7 +81,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
     unfinished = tmp_path / ".unfinished-00000006"
     unfinished.mkdir()
     (unfinished / "weights.safetensors").write_bytes(b"half")
-    assert load_latest(tmp_path).state["step"] == 5
+    assert recover(tmp_path).state["step"] == 5
     assert not unfinished.exists()
 
 
@@ -114,18 +114,30 @@ def test_damage_is_seen_and_the_one_before_taken(tmp_path, damage):
     with pytest.raises(Torn):
         load(tmp_path / "step-00000006")
     with pytest.warns(UserWarning, match="step-00000006 is damaged"):
-        assert same(load_latest(tmp_path), state(5))
+        assert same(recover(tmp_path), state(5))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000005", "torn-step-00000006"]
-    assert same(load_latest(tmp_path), state(5))  # without a further word
+    assert same(recover(tmp_path), state(5))  # without a further word
     save(tmp_path, 6, state(6))
-    assert same(load_latest(tmp_path), state(6))
+    assert same(recover(tmp_path), state(6))
 
 
 def test_all_damaged(tmp_path):
     save(tmp_path, 5, state())
     (tmp_path / "step-00000005" / "state.json").unlink()
-    with pytest.warns(UserWarning, match="damaged"):
-        assert load_latest(tmp_path) is None
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(ValueError, match="no whole checkpoint is left"):
+        recover(tmp_path)
+    with pytest.raises(ValueError, match="no whole checkpoint is left"):  # nor does the next try begin anew
+        recover(tmp_path)
+
+
+def test_reading_changes_nothing(tmp_path):
+    for step in (5, 6):
+        save(tmp_path, step, state(step))
+    (tmp_path / "step-00000006" / "state.json").unlink()
+    (tmp_path / ".unfinished-00000007").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert same(load_newest(tmp_path), state(5))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("call", [1, 2])
@@ -144,7 +156,7 @@ def test_a_failed_write_keeps_what_there_was(tmp_path, monkeypatch, call):
     with pytest.raises(OSError, match=r"step-00000007 cannot be written.*No space left"):
         save(tmp_path, 7, state(7))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000005", "step-00000006"]
-    assert same(load_latest(tmp_path), state(6))
+    assert same(recover(tmp_path), state(6))
 
 
 def test_optimizer_returns_to_the_same_parameters():

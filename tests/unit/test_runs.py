@@ -1,6 +1,8 @@
 """The run folder: started without harm to what is there, logged to line by line, rewound to a checkpoint."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -51,7 +53,7 @@ def test_overwriting_removes_what_runs_write_and_nothing_else(tmp_path):
     run.log({"kind": "train", "step": 1})
     run.log_speed({"step": 1})
     run.save(1, checkpoint())
-    for name in ("reconstructions", "probe", "tensorboard", "mine"):
+    for name in ("reconstructions", "tensorboard", "mine"):
         (run.folder / name).mkdir()
         (run.folder / name / "file").write_text("")
     (run.folder / "report.html").write_text("")
@@ -140,3 +142,14 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, monkeypatch):
         with pytest.raises(OSError, match=rf"--out {folder} cannot be written: No space left on device"):
             Run.create(folder, {})
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_one_process_trains_a_run_at_a_time(tmp_path):
+    run = Run.create(tmp_path / "run", {})
+    # Locks belong to processes: another one must try.
+    code = "import sys; from mimkit.runs import Run\nwith Run(sys.argv[1]).locked(): pass"
+    other = [sys.executable, "-c", code, str(run.folder)]
+    with run.locked():
+        refused = subprocess.run(other, capture_output=True, text=True, check=False)
+    assert "is being trained by another process" in refused.stderr
+    assert subprocess.run(other, check=False).returncode == 0

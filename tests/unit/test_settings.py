@@ -73,7 +73,7 @@ def test_the_published_filter_knows_grey_pixels():
 def test_the_decoder_keeps_what_is_not_given():
     assert unwrapped(composed(decoder_depth=2).decoder) == (TransformerDecoder, {"width": 512, "depth": 2, "heads": 16})
     given = composed(decoder="transformer", decoder_width=64, decoder_heads=4)
-    assert unwrapped(given.decoder)[1] == {"width": 64, "heads": 4}
+    assert unwrapped(given.decoder)[1] == {"width": 64, "depth": 8, "heads": 4}
 
 
 def test_the_backbone_keeps_the_rest_of_the_encoder():
@@ -88,6 +88,19 @@ def test_training_values():
     given = {"epochs": 50, "batch_size": 96, "base_lr": 1e-3, "warmup_epochs": 3.0, "min_lr": 1e-6}
     given |= {"weight_decay": 0.1, "clip_grad": 3.0, "precision": "fp32", "seed": 9}
     assert composed(**given).train == replace(base, **given)
+
+
+@pytest.mark.parametrize(
+    ("name", "decay_tokens"), [("mae", True), ("pixmim", False), ("mff", False), ("pixmim-mff", False)]
+)
+def test_published_training_values(name, decay_tokens):
+    """MAE's; the ports that PixMIM and MFF were published with do not decay tokens."""
+    published = {"epochs": 800, "batch_size": 4096, "base_lr": 1.5e-4, "lr_batch": 256, "warmup_epochs": 40}
+    published |= {"min_lr": 0, "betas": (0.9, 0.95), "weight_decay": 0.05, "clip_grad": None}
+    values = recipes()[name]().train
+    assert {key: getattr(values, key) for key in published} == published
+    assert values.decay_tokens is decay_tokens
+    assert values.peak_lr == pytest.approx(2.4e-3)
 
 
 @pytest.mark.parametrize(("epochs", "warmup"), [(10, 1.5), (100, 15), (1000, 40)])
