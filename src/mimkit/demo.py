@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-# Public domain or CC0, as scikit-image's own notes say.
+# CC0, public domain or without known copyright restrictions, as scikit-image's own notes say.
 PHOTOGRAPHS = (
     "astronaut.png",
     "brick.png",

@@ -51,10 +51,12 @@ class Run:
 
         Raises:
             FileExistsError: the folder has something in it, and `overwrite` was not asked for.
+            ValueError: another process trains the run that is there.
         """
         refuse_nonempty(folder, overwrite=overwrite)
-        if folder.exists() and overwrite:
-            _clear(folder)
+        if overwrite and (folder / "run.json").exists():
+            with _locked(folder):
+                _clear(folder)
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -100,12 +102,7 @@ class Run:
         Raises:
             ValueError: another process trains it.
         """
-        with (self.folder / ".lock").open("w") as file:
-            if fcntl is not None:
-                try:
-                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise ValueError(f"{self.folder} is being trained by another process") from error
+        with _locked(self.folder):
             yield
 
     def rewind(self, checkpoint: Checkpoint | None) -> None:
@@ -133,6 +130,17 @@ def refuse_nonempty(folder: Path, *, overwrite: bool) -> None:
         raise FileExistsError(f"--out {folder} is not empty; {hint}")
     if not is_run:
         raise FileExistsError(f"--out {folder} is not empty and no run of mimkit: it will not be overwritten")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / ".lock").open("w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(f"{folder} is being trained by another process") from error
+        yield
 
 
 def _clear(folder: Path) -> None:

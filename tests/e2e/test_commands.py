@@ -178,6 +178,8 @@ def test_export_loads_strictly_into_timm(photos, tmp_path, capsys, images, backb
         tokens = model.forward_features(encoder.normalization.from_bytes(images))
     assert ours.std() > 0.01
     torch.testing.assert_close(tokens[:, model.num_prefix_tokens :].mean(dim=1), ours, rtol=0, atol=1e-5)
+    assert main(["probe", str(out), "--data", str(photos)]) == 2  # it says no more what mimkit made of it
+    assert "is an encoder for timm" in capsys.readouterr().err
 
 
 def test_exported_method_is_the_run(run, tmp_path, images):

@@ -159,6 +159,7 @@ WRONG_PRETRAINING = {
     "unknown flag": ({"--epoch": "1"}, "--epoch 1 --epochs"),
     "output below a file": ({"--out": "{here}/table.csv/run"}, "--out {here}/table.csv/run"),
     "output that is a file": ({"--out": "{here}/table.csv"}, "--out {here}/table.csv file"),
+    "output among the data": ({"--out": "{here}/photos/class_0/run"}, "--out {here}/photos/class_0/run --data"),
     "output that is no run": ({"--out": "{here}/photos"}, "--out {here}/photos not empty"),
 }
 
@@ -234,6 +235,19 @@ WRONG_COMMANDS = {
     "resuming what is not there": (["resume", "{here}/nothing"], "{here}/nothing"),
     "resuming a run with a torn run.json": (["resume", "{here}/torn"], "{here}/torn/run.json"),
     "resuming a run of another version": (["resume", "{here}/newer"], "teacher_momentum"),
+    "resuming a run of another recipe": (
+        ["resume", "{here}/other"],
+        "{here}/other small target HogOfOld LowFreqPixels",
+    ),
+    "resuming a run of other values": (["resume", "{here}/slower"], "{here}/slower 0.123"),
+    "features of a run of another recipe": (
+        ["export", "{here}/other_weights", "--format", "timm", "--out", "{here}/out.safetensors"],
+        "{here}/other_weights small target HogOfOld LowFreqPixels",
+    ),
+    "a size for a run": (
+        ["probe", "{finished}", "--data", "{here}/photos", "--image-size", "64"],
+        "--image-size 64 {finished}",
+    ),
     "probe without classes": (
         ["probe", ENCODER, "--image-size", "32", "--data", "{here}/photos/class_0"],
         "--data {here}/photos/class_0 class folders",
@@ -278,13 +292,19 @@ WRONG_COMMANDS = {
 def test_commands_that_cannot_be(here, finished, capsys, request_, words):
     facts = json.loads((finished / "run.json").read_text())
     newer = facts | {"settings": facts["settings"] | {"teacher_momentum": 0.996}}
-    for name, text in {"fresh": json.dumps(facts), "newer": json.dumps(newer), "torn": json.dumps(facts)[:100]}.items():
+    other = facts | {"parts": facts["parts"] | {"target": "HogOfOld()"}}
+    slower = facts | {"training": facts["training"].replace("base_lr=", "base_lr=0.123, old_lr=")}
+    texts = {name: json.dumps(value) for name, value in {"fresh": facts, "newer": newer, "other": other}.items()}
+    texts |= {"torn": json.dumps(facts)[:100], "slower": json.dumps(slower)}
+    shutil.copytree(finished, here / "other_weights")
+    (here / "other_weights" / "run.json").write_text(texts["other"])
+    for name, text in texts.items():
         (here / name).mkdir()
         (here / name / "run.json").write_text(text)
     before = tree(here)
     workers = ["--workers", "0"] if request_[:1] in (["probe"], ["embed"], ["resume"]) else []
-    line = refusal([word.format(here=here) for word in request_] + workers, capsys)
-    assert names(words.format(here=here), line)
+    line = refusal([word.format(here=here, finished=finished) for word in request_] + workers, capsys)
+    assert names(words.format(here=here, finished=finished), line)
     assert tree(here) == before
 
 

@@ -71,9 +71,10 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     assert same(recover(tmp_path), state(2))
 
 
-def test_nothing_there(tmp_path):
-    assert recover(tmp_path) is None
-    assert recover(tmp_path / "nowhere") is None
+@pytest.mark.parametrize("read", [recover, load_newest])
+def test_nothing_there(tmp_path, read):
+    assert read(tmp_path) is None
+    assert read(tmp_path / "nowhere") is None
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path):
@@ -113,6 +114,8 @@ def test_damage_is_seen_and_the_one_before_taken(tmp_path, damage):
     damage(tmp_path / "step-00000006")
     with pytest.raises(Torn):
         load(tmp_path / "step-00000006")
+    assert same(load_newest(tmp_path), state(5))  # a reader, which leaves all as it is
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000005", "step-00000006"]
     with pytest.warns(UserWarning, match="step-00000006 is damaged"):
         assert same(recover(tmp_path), state(5))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000005", "torn-step-00000006"]

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -61,6 +63,27 @@ def test_overwriting_removes_what_runs_write_and_nothing_else(tmp_path):
     again = Run.create(run.folder, {"recipe": "second"}, overwrite=True)
     assert sorted(path.name for path in run.folder.iterdir()) == ["mine", "notes.txt", "run.json"]
     assert again.facts == {"recipe": "second"}
+
+
+def test_one_process_trains_a_run(tmp_path):
+    """Another one is refused, and may not overwrite it either, for as long as the first one lives."""
+    pytest.importorskip("fcntl")
+    run = Run.create(tmp_path / "run", {"recipe": "first"})
+    code = (
+        "import sys; from mimkit.runs import Run; run = Run(sys.argv[1]); lock = run.locked(); lock.__enter__(); "
+        "print('locked', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(run.folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(ValueError, match="trained by another process"), run.locked():
+            pass
+        with pytest.raises(ValueError, match="trained by another process"):
+            Run.create(run.folder, {"recipe": "second"}, overwrite=True)
+        assert Run(run.folder).facts == {"recipe": "first"}
+        other.kill()
+    with run.locked():
+        pass
 
 
 def test_a_folder_without_a_run(tmp_path):

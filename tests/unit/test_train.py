@@ -295,6 +295,18 @@ def test_skipped_images_are_logged_once(run):
     assert logged == [(2, "a.jpg", "broken"), (2, "b.jpg", "broken"), (7, "c.jpg", "broken")]
 
 
+def test_images_that_evaluators_skip_count_too(run):
+    def look(step: int) -> dict:
+        return {"kind": "look", "skipped": [("a.jpg", "broken"), ("held-out.jpg", "empty")]}
+
+    batches = Batches(skipped={2: ["a.jpg"]})
+    assert fit(Regression(), batches, VALUES, run, evaluators=[(4, look)], images=10, skipped_share=0.2)
+    logged = [(row["step"], row["path"]) for row in rows(run) if row["kind"] == "skipped"]
+    assert logged == [(0, "a.jpg"), (0, "held-out.jpg")]
+    assert not any("skipped" in row for row in rows(run))
+    assert run.latest().state["skipped"] == ["a.jpg", "held-out.jpg"]
+
+
 def test_too_many_skipped_images_stop_the_run(run):
     batches = Batches(skipped={2: ["a.jpg", "b.jpg"], 6: ["a.jpg"], 7: ["c.jpg"]})
     with pytest.raises(TrainingStopped, match=r"3 of 10 .*--skipped-share 0\.2 .*c\.jpg"):
