@@ -30,6 +30,7 @@ PHOTOGRAPHS = (
     "retina.jpg",
     "rocket.jpg",
 )
+MARK = ".made-by-mimkit-demo"  # in the tiles' folder: it may be made afresh
 TILE = 96
 TRAIN_SHARE = 0.7
 TRAIN_STRIDE = 24
@@ -44,14 +45,14 @@ def run_demo(out: Path, *, overwrite: bool = False) -> bool:
 
     run, tiles = out / "run", out / "photographs"
     refuse_nonempty(run, overwrite=overwrite)
-    if tiles.exists() and not (run / "run.json").is_file():
+    if tiles.exists() and not (tiles / MARK).is_file():
         raise FileExistsError(f"--out {out} has a folder {tiles.name} that is not the demo's: choose another")
     counts = make_tiles(tiles)
     print(
         f"{len(PHOTOGRAPHS)} photographs: {counts['train']} training and {counts['val']} held-out tiles",
         file=sys.stderr,
     )
-    return pretrain("small", Settings(data=tiles, image_size=(TILE,), epochs=12), run, overwrite=overwrite)
+    return pretrain("small", Settings(data=tiles, image_size=(TILE,), epochs=6), run, overwrite=overwrite)
 
 
 def make_tiles(folder: Path) -> dict[str, int]:
@@ -59,6 +60,8 @@ def make_tiles(folder: Path) -> dict[str, int]:
     import skimage
 
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / MARK).touch()
     counts = {"train": 0, "val": 0}
     for name in PHOTOGRAPHS:
         with Image.open(Path(os.fspath(skimage.__path__[0])) / "data" / name) as image:

@@ -76,6 +76,12 @@ def test_the_decoder_keeps_what_is_not_given():
     assert unwrapped(given.decoder)[1] == {"width": 64, "depth": 8, "heads": 4}
 
 
+def test_naming_the_parts_a_recipe_has_changes_nothing():
+    base, same = recipes()["small"](), composed("small", mask="random", decoder="transformer")
+    assert same.mask == base.mask
+    assert unwrapped(same.decoder) == unwrapped(base.decoder)
+
+
 def test_the_backbone_keeps_the_rest_of_the_encoder():
     assert unwrapped(composed(backbone="vit_small_patch16_224").encoder) == (
         create_visible_vit,
