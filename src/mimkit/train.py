@@ -187,10 +187,10 @@ def fit(
                 state.skipped.add(path)
                 record({"kind": "skipped", "step": step, "path": path, "reason": reason})
                 progress.line(f"skipped {path}: {reason}")
-        if len(state.skipped) > skipped_share * images:
+        if unreadable and len(state.skipped) > skipped_share * images:
             raise TrainingStopped(
                 f"{len(state.skipped)} of {images} images could not be read, more than the "
-                f"--skipped-share {skipped_share:g} that is allowed; the last one: {path}"
+                f"--skipped-share {skipped_share:g} that is allowed; the last one: {unreadable[-1][0]}"
             )
 
     def add_gradients(step: int) -> Tensor:
