@@ -31,6 +31,7 @@ PHOTOGRAPHS = (
     "rocket.jpg",
 )
 MARK = ".made-by-mimkit-demo"  # in the tiles' folder: it may be made afresh
+LONGEST = 600
 TILE = 96
 TRAIN_SHARE = 0.7
 TRAIN_STRIDE = 24
@@ -52,7 +53,7 @@ def run_demo(out: Path, *, overwrite: bool = False) -> bool:
         f"{len(PHOTOGRAPHS)} photographs: {counts['train']} training and {counts['val']} held-out tiles",
         file=sys.stderr,
     )
-    return pretrain("small", Settings(data=tiles, image_size=(TILE,), epochs=6), run, overwrite=overwrite)
+    return pretrain("small", Settings(data=tiles, image_size=(TILE,), epochs=14), run, overwrite=overwrite)
 
 
 def make_tiles(folder: Path) -> dict[str, int]:
@@ -65,7 +66,9 @@ def make_tiles(folder: Path) -> dict[str, int]:
     counts = {"train": 0, "val": 0}
     for name in PHOTOGRAPHS:
         with Image.open(Path(os.fspath(skimage.__path__[0])) / "data" / name) as image:
-            pixels = np.asarray(image.convert("RGB"))
+            photograph = image.convert("RGB")
+        photograph.thumbnail((LONGEST, LONGEST))  # lest the largest ones give most of the tiles
+        pixels = np.asarray(photograph)
         line = round(pixels.shape[1] * TRAIN_SHARE)
         parts = {"train": (pixels[:, :line], TRAIN_STRIDE), "val": (pixels[:, line:], HELD_OUT_STRIDE)}
         for part, (area, stride) in parts.items():

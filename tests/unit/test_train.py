@@ -420,6 +420,7 @@ def test_checkpoints_hold_what_they_say(run):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_resuming_on_a_gpu(tmp_path):
     """Weights, moments, step counters and generators return to their device."""
     ends = []
