@@ -35,7 +35,7 @@ LONGEST = 600
 TILE = 96
 TRAIN_SHARE = 0.7
 TRAIN_STRIDE = 24
-HELD_OUT_STRIDE = 32
+HELD_OUT_STRIDE = 16
 
 
 def run_demo(out: Path, *, overwrite: bool = False) -> bool:
@@ -53,7 +53,7 @@ def run_demo(out: Path, *, overwrite: bool = False) -> bool:
         f"{len(PHOTOGRAPHS)} photographs: {counts['train']} training and {counts['val']} held-out tiles",
         file=sys.stderr,
     )
-    return pretrain("small", Settings(data=tiles, image_size=(TILE,), epochs=14), run, overwrite=overwrite)
+    return pretrain("small", Settings(data=tiles, image_size=(TILE,), epochs=18), run, overwrite=overwrite)
 
 
 def make_tiles(folder: Path) -> dict[str, int]:
