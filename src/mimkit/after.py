@@ -100,7 +100,8 @@ def reconstruct_images(
     """
     if not images:
         raise ValueError("IMAGES: name at least one image file")
-    method = load_method(source).to(choose_device(device))
+    place = choose_device(device)
+    method = load_method(source).to(place)
     if mask_ratio is not None:
         with naming("--mask-ratio"):
             method.mask = method.mask.hiding(mask_ratio)
@@ -108,15 +109,15 @@ def reconstruct_images(
     sheets: dict[Path, bytes] = {}  # all or none are written
     for number, path in enumerate(images):
         try:
-            pixels = encoder.read([path]).to(choose_device(device))
+            pixels = encoder.read([path]).to(place)
         except BadImage as error:
             raise ValueError(f"IMAGES: {error}") from error
         with naming("--mask-ratio"):
-            rows = pictures.reconstruct(method, pixels, sample_keys(seed, 0, torch.tensor([number])).to(pixels.device))
+            rows = pictures.reconstruct(method, pixels, sample_keys(seed, 0, torch.tensor([number])).to(place))
         if rows is None:
             raise ValueError(f"{type(method.target).__name__}, what {source} predicts, cannot be shown as a picture")
         sheets[out / f"{number:04d}-{path.stem}.png"] = pictures.png(pictures.sheet(rows))
     out.mkdir(parents=True, exist_ok=True)
-    for place, png in sheets.items():
-        write_bytes(place, png)
+    for target, png in sheets.items():
+        write_bytes(target, png)
     return list(sheets)
