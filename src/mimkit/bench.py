@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from mimkit.compose import compose
 from mimkit.data import find_images, read_image
 from mimkit.precision import tune_attention
 from mimkit.recipes import build
-from mimkit.settings import Settings, compose
+from mimkit.settings import Settings
 from mimkit.views import RandomResizedCrop
 
 

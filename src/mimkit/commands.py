@@ -29,7 +29,7 @@ def demo(*, out: Path = Path("runs/demo"), overwrite: bool = False) -> int:
 
 def recipes(*, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
     """Table of recipes: paper, parts, published numbers."""
-    from mimkit.recipes.table import as_rows, as_table
+    from mimkit.table import as_rows, as_table
 
     print(json.dumps(as_rows(), indent=1) if as_json else as_table())
     return 0

@@ -1,18 +1,24 @@
-"""From a level's tokens to predictions for every cell of its grid.
+"""From a level's tokens to predictions for the cells of its grid.
 
-Shapes: B batch, h w cells, N = h·w, K tokens, P prefix tokens, E decoder width.
+A decoder is made with (dim, values, grid, out_grid, complete=...) and called with a latent and the mask.
+
+Shapes: B batch, h w cells, N = h·w, K tokens, P prefix tokens, E decoder width, Q cells asked for, V values of a cell.
 """
 
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mimkit.backbones import Latent
-from mimkit.backbones.visible import init_like_mae
+from mimkit.backbones.visible import init_like_mae, take
 from mimkit.grids import Grid, sincos_positions
+from mimkit.masks import Mask
+
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 
 class TransformerDecoder(nn.Module):
@@ -23,9 +29,13 @@ class TransformerDecoder(nn.Module):
         values: what to predict for each cell.
         grid: the latent's, for which it is built; others work, positions are made afresh.
         out_grid: the predictions', if another (LocalMIM's rescaling).
+        complete: the latent has all its tokens, so that there is nothing to fill, and no mask token to learn.
         width, depth, heads: of its blocks.
         head_scale: of the head's initial weights. At 1 (published) the first predictions are as large as the target,
             and short runs spend themselves on unlearning them; at 0.1 they start near its mean (see LOG.md).
+
+    Raises:
+        ValueError: the heads do not divide the width, or `rescaling` does not know such a pair of grids.
     """
 
     def __init__(
@@ -35,32 +45,35 @@ class TransformerDecoder(nn.Module):
         grid: Grid,
         out_grid: Grid | None = None,
         *,
+        complete: bool = False,
         width: int = 512,
         depth: int = 8,
         heads: int = 16,
         head_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"decoder width {width} is no multiple of its {heads} heads")
+        refuse_uneven(width, heads)
         self.grid = grid
         self.embed = nn.Linear(dim, width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.mask_token = None if complete else nn.Parameter(torch.zeros(1, 1, width))
         self.positions: Tensor
         self.register_buffer("positions", sincos_positions(grid, width)[None], persistent=False)
-        layer_norm = partial(nn.LayerNorm, eps=1e-6)
-        self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=layer_norm) for _ in range(depth))
-        self.norm = layer_norm(width)
+        self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth))
+        self.norm = LayerNorm(width)
         self.rescale, rescaled_width = rescaling(width, grid, out_grid or grid)
         self.head = nn.Linear(rescaled_width, values)
         init_like_mae(self)
         with torch.no_grad():
             self.head.weight *= head_scale
 
-    def forward(self, latent: Latent) -> Tensor:
-        """One latent to predictions for all cells of the output grid, hidden and visible: [B, h, w, values]."""
+    def forward(self, latent: Latent, mask: Mask | None = None) -> Tensor:
+        """One latent to predictions for all cells of the output grid, hidden and visible: [B, h, w, values].
+
+        Raises:
+            ValueError: tokens are missing from a latent that was to be complete.
+        """
         x = self.fill(self.embed(latent.tokens), latent)
-        positions = self.positions if latent.grid == self.grid else sincos_positions(latent.grid, x.shape[2]).to(x)
+        positions = positions_for(latent.grid, self.grid, self.positions)
         x = torch.cat([self.embed(latent.prefix), x + positions], dim=1)  # the prefix has position zero
         for block in self.blocks:
             x = block(x)
@@ -74,6 +87,8 @@ class TransformerDecoder(nn.Module):
         """Tokens [B, K, E] at their places in the grid, the mask token at all others: [B, N, E]."""
         if latent.ids is None:
             return tokens
+        if self.mask_token is None:
+            raise ValueError("a decoder built for complete latents was given one that lacks tokens")
         h, w = latent.grid
         everywhere = self.mask_token.to(tokens.dtype).expand(len(tokens), h * w, -1)
         return everywhere.scatter(1, latent.ids[:, :, None].expand_as(tokens), tokens)
@@ -102,29 +117,152 @@ def rescaling(width: int, grid: Grid, out_grid: Grid) -> tuple[nn.Module | None,
 
 
 class LinearDecoder(nn.Module):
-    """One linear layer per token (SimMIM §3.3). Needs an encoder that carries mask tokens itself.
+    """One linear layer per token, which predicts a cell or the finer cells in it (SimMIM §3.3, MaskFeat).
+
+    A 1 x 1 convolution followed by a pixel shuffle, with its initialisation, torch's default. Needs an encoder that
+    carries mask tokens itself.
+
+    Args:
+        dim: width of the latent.
+        values: what to predict for each cell of the output grid.
+        grid: the latent's; others work.
+        out_grid: the predictions', the same or a whole number of times as fine along both sides.
+        complete: the latent has all its tokens.
+
+    Raises:
+        ValueError: tokens will be missing, or the output grid is another.
+    """
+
+    def __init__(
+        self, dim: int, values: int, grid: Grid, out_grid: Grid | None = None, *, complete: bool = False
+    ) -> None:
+        super().__init__()
+        if not complete:
+            raise ValueError(
+                "a linear decoder cannot predict cells that the encoder leaves out: use a transformer decoder "
+                "(--decoder transformer) or a dense encoder (--encoder dense)"
+            )
+        out_grid = out_grid or grid
+        self.factor = out_grid[0] // grid[0]
+        if self.factor < 1 or out_grid != (grid[0] * self.factor, grid[1] * self.factor):
+            raise ValueError(f"a linear decoder cannot rescale a grid of {grid} to one of {out_grid}")
+        self.head = nn.Linear(dim, values * self.factor**2)
+
+    def forward(self, latent: Latent, mask: Mask | None = None) -> Tensor:
+        """One latent with all its tokens to [B, h, w, values] on the output grid.
+
+        Raises:
+            ValueError: the latent lacks tokens.
+        """
+        if latent.ids is not None:
+            raise ValueError("a linear decoder cannot predict cells that the encoder left out")
+        h, w = latent.grid
+        cells = self.head(latent.tokens).unflatten(2, (self.factor, self.factor, -1)).unflatten(1, (h, w))
+        return cells.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # rows before columns: [B, h, f, w, f, V] first
+
+
+class CrossDecoder(nn.Module):
+    """CrossMAE's decoder (arXiv 2401.14391): each cell is predicted from the encoder's tokens alone.
+
+    A query, the mask token at a cell's position, attends to prefix and visible tokens and to no other query. So only
+    the cells that are asked for cost anything, and none changes another's prediction.
 
     Args:
         dim: width of the latent.
         values: what to predict for each cell.
-        grid, out_grid: the latent's and the predictions', which must be the same.
+        grid: the latent's, for which it is built; others work, positions are made afresh.
+        out_grid: the predictions', which must be the same.
+        complete: the latent has all its tokens, which leaves nothing to ask.
+        width, depth, heads: of its blocks.
 
     Raises:
-        ValueError: the grids differ.
+        ValueError: the latent is complete, the grids differ, or the heads do not divide the width.
     """
 
-    def __init__(self, dim: int, values: int, grid: Grid, out_grid: Grid | None = None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        values: int,
+        grid: Grid,
+        out_grid: Grid | None = None,
+        *,
+        complete: bool = False,
+        width: int = 512,
+        depth: int = 8,
+        heads: int = 16,
+    ) -> None:
         super().__init__()
+        if complete:
+            raise ValueError(
+                "a cross decoder asks for cells that the encoder leaves out, and a dense encoder leaves out none: use "
+                "a linear or transformer decoder (--decoder) or a visible-only encoder (--encoder visible)"
+            )
         if out_grid not in (None, grid):
-            raise ValueError(f"a linear decoder cannot rescale a grid of {grid} to one of {out_grid}")
-        self.head = nn.Linear(dim, values)
+            raise ValueError(f"a cross decoder cannot rescale a grid of {grid} to one of {out_grid}")
+        refuse_uneven(width, heads)
+        self.grid = grid
+        self.embed = nn.Linear(dim, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions: Tensor
+        self.register_buffer("positions", sincos_positions(grid, width)[None], persistent=False)
+        self.context_norm = LayerNorm(width)
+        self.blocks = nn.ModuleList(CrossBlock(width, heads) for _ in range(depth))
+        self.norm = LayerNorm(width)
+        self.head = nn.Linear(width, values)
+        init_like_mae(self)
 
-    def forward(self, latent: Latent) -> Tensor:
-        """One latent with all its tokens to [B, h, w, values].
+    def forward(self, latent: Latent, mask: Mask | None = None) -> Tensor:
+        """One latent to [B, h, w, values] on its grid.
+
+        Asked for are the cells that the mask scores, where it scores some only, and all others are zero; else all
+        cells of the grid, hidden and visible.
 
         Raises:
-            ValueError: the latent lacks the hidden tokens.
+            ValueError: the mask's cells are finer than the latent's.
         """
-        if latent.ids is not None:
-            raise ValueError("a linear decoder cannot predict cells that the encoder left out: use a transformer one")
-        return self.head(latent.tokens).unflatten(1, latent.grid)
+        positions = positions_for(latent.grid, self.grid, self.positions).expand(len(latent.tokens), -1, -1)
+        tokens = self.embed(latent.tokens) + take(positions, latent.ids)
+        context = self.context_norm(torch.cat([self.embed(latent.prefix), tokens], dim=1))
+        asked = None if mask is None or mask.scored is None else mask.scored_ids(latent.grid)
+        x = self.mask_token + take(positions, asked)
+        for block in self.blocks:
+            x = block(x, context)
+        predictions = self.head(self.norm(x))
+        if asked is not None:
+            everywhere = predictions.new_zeros(len(predictions), positions.shape[1], predictions.shape[2])
+            predictions = everywhere.scatter(1, asked[:, :, None].expand_as(predictions), predictions)
+        return predictions.unflatten(1, latent.grid)
+
+
+class CrossBlock(nn.Module):
+    """Queries [B, Q, E] attend to a context [B, P + K, E]; then an MLP of four times the width. Pre-norm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.project = nn.Linear(width, width)
+        self.mlp_norm = LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        query, key, value = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for part in (self.query(self.attention_norm(x)), *self.key_value(context).chunk(2, dim=2))
+        )
+        attended = F.scaled_dot_product_attention(query, key, value)
+        x = x + self.project(attended.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+def positions_for(grid: Grid, built: Grid, table: Tensor) -> Tensor:
+    """The table [1, N, E] that was built for one grid, or one made afresh for another."""
+    return table if grid == built else sincos_positions(grid, table.shape[2]).to(table)[None]
+
+
+def refuse_uneven(width: int, heads: int) -> None:
+    """Raises ValueError where the heads do not divide the width."""
+    if width % heads:
+        raise ValueError(f"decoder width {width} is no multiple of its {heads} heads")

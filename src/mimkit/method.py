@@ -25,7 +25,7 @@ class Output:
     Args:
         loss: scalar, the sum of the levels.
         per_level: a scalar for each level.
-        predictions: [B, h, w, V] for each level, for all cells.
+        predictions: [B, h, w, V] for each level; zero in cells that a partial decoder was not asked for.
         mask: what was hidden.
     """
 
@@ -63,7 +63,7 @@ class Method(nn.Module):
 
         Args:
             images: [B, C, H, W], either uint8 pixels or floats already normalised.
-            mask: what to hide; left out, the method draws its own.
+            mask: what to hide; left out, the method draws its own. One with copies has so many rows per image.
             keys: int64 [B], the draws to take: the same keys give the same masks. Left out, they come from torch's
                 global generator.
 
@@ -77,17 +77,18 @@ class Method(nn.Module):
             if keys is None:
                 keys = torch.randint(2**62, (len(images),), device=images.device)
             mask = self.mask.sample(keys, (images.shape[-2], images.shape[-1]), self.encoder.cell)
-        if len(mask.hidden) != len(images):
-            raise ValueError(f"a mask for {len(mask.hidden)} images was given with {len(images)} images")
+        if len(mask.hidden) != len(images) * mask.copies:
+            raise ValueError(f"a mask for {len(mask.hidden) // mask.copies} images was given with {len(images)} images")
+        images = images if mask.copies == 1 else images.repeat_interleave(mask.copies, dim=0)
 
         latents = self.encoder(images, mask, self.readout.taps)
         levels = self.readout(latents, self.encoder.norm)
-        predictions = [decode(level) for decode, level in zip(self.decoders, levels, strict=True)]
+        predictions = [decode(level, mask) for decode, level in zip(self.decoders, levels, strict=True)]
 
         grids = [(prediction.shape[1], prediction.shape[2]) for prediction in predictions]
         targets = self.target(images, grids)
         per_level = [
-            masked_mean(self.distance(prediction.float(), target), mask.on(grid))
+            masked_mean(self.distance(prediction.float(), target), mask.weights(grid))
             for prediction, target, grid in zip(predictions, targets, grids, strict=True)
         ]
         return Output(loss=torch.stack(per_level).sum(), per_level=per_level, predictions=predictions, mask=mask)

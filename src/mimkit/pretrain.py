@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from mimkit.compose import compose
 from mimkit.data import ImageList, TrainBatches, split
 from mimkit.evaluators import Probe, Reconstructions, subset
 from mimkit.flags import naming
@@ -22,7 +23,7 @@ from mimkit.method import Method
 from mimkit.precision import choose_precision, tune_attention
 from mimkit.recipes import Recipe, build, parts_in_words
 from mimkit.runs import Run, refuse_nonempty
-from mimkit.settings import Machine, Settings, compose
+from mimkit.settings import Machine, Settings
 from mimkit.sources import require_same_parts
 from mimkit.train import Evaluator, TrainingStopped, fit
 

@@ -1,36 +1,33 @@
-"""Which latents are decoded: the last block's, or several fused into one. The encoder's final norm is applied here.
+"""Which latents are decoded: the last tap's, several fused into one, or several each on its own.
+
+The encoder's final norm is applied here.
 
 Shapes: B batch, K tokens, D width, T taps.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from mimkit.backbones import Encoder, Latent
-
-
-@dataclass(frozen=True)
-class Level:
-    """One latent that is decoded: its width, and the side in pixels of the cells it is decoded to."""
-
-    dim: int
-    cell: int
+from mimkit.backbones import Encoder, Latent, Level
+from mimkit.backbones.visible import init_like_mae
 
 
 class Readout(nn.Module, ABC):
     """Names the taps it wants, and turns their latents into the levels to decode.
 
     Attributes:
-        taps: blocks of the encoder.
-        levels: what comes out.
+        taps: of the encoder.
+        levels: the shapes of the latents that come out.
+        cells: for each, the side in pixels of the cells it is decoded to.
     """
 
     taps: tuple[int, ...]
     levels: tuple[Level, ...]
+    cells: tuple[int, ...]
 
     @abstractmethod
     def forward(self, latents: list[Latent], norm: nn.Module) -> list[Latent]:
@@ -42,13 +39,19 @@ class Readout(nn.Module, ABC):
 
 
 class Last(Readout):
-    """The last block through the final norm: one level."""
+    """The last tap through the final norm: one level.
+
+    Args:
+        encoder: whose last tap it is.
+        scale: side of the cells that are predicted, over the encoder's: 0.5 predicts four for each token.
+    """
 
     taps = (-1,)
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, scale: float = 1.0) -> None:
         super().__init__()
-        self.levels = (Level(encoder.dim, encoder.cell),)
+        self.levels = encoder.levels[-1:]
+        self.cells = scaled(self.levels, (scale,))
 
     def forward(self, latents: list[Latent], norm: nn.Module) -> list[Latent]:
         (last,) = latents
@@ -64,40 +67,114 @@ class Fused(Readout):
     Args:
         encoder: gives width and depth.
         taps: blocks to fuse, the last one at the end and unprojected. None spreads the published 0, 2, 4, 6, 8 of
-            12 blocks, and the last, over the encoder's depth.
+            12 blocks, and the last, over the encoder's depth; "all" takes every block (the paper's pilot study).
+        projection: of the shallow taps: a linear layer each, as published; "mlp" two with GELU between; None leaves
+            them as they are (the pilot study).
+        fusion: "average" by softmax weights, as published; "attention" lets each token of the last tap attend to the
+            same token in all taps, and adds what it finds.
+
+    Raises:
+        ValueError: the taps differ in width or grid.
     """
 
-    def __init__(self, encoder: Encoder, taps: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        taps: Sequence[int] | Literal["all"] | None = None,
+        projection: Literal["linear", "mlp"] | None = "linear",
+        fusion: Literal["average", "attention"] = "average",
+    ) -> None:
         super().__init__()
-        if taps is None:
-            spread = {tap * encoder.depth // 12 for tap in (0, 2, 4, 6, 8)}  # fewer than five where blocks are few
-            taps = [*sorted(spread - {encoder.depth - 1}), encoder.depth - 1]
-        self.taps = tuple(taps)
-        self.levels = (Level(encoder.dim, encoder.cell),)
-        projections = [nn.Linear(encoder.dim, encoder.dim) for _ in self.taps[:-1]]
-        for projection in projections:
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
-        self.projections = nn.ModuleList(projections)
-        self.weights = nn.Parameter(torch.ones(len(self.taps)))
+        if len(set(encoder.levels)) > 1:
+            raise ValueError(
+                f"Fused needs one grid; {encoder.name} has {len(set(encoder.levels))}: use --readout fused-hierarchical"
+            )
+        self.taps = spread(encoder, taps)
+        self.levels = encoder.levels[-1:]
+        self.cells = (encoder.cell,)
+        dim = encoder.dim
+        makes = {
+            "linear": lambda: nn.Linear(dim, dim),
+            "mlp": lambda: nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim)),
+            None: nn.Identity,
+        }
+        self.projections = nn.ModuleList(makes[projection]() for _ in self.taps[:-1])
+        init_like_mae(self.projections)
+        self.weights = nn.Parameter(torch.ones(len(self.taps))) if fusion == "average" else None
+        self.attention = TapAttention(dim) if fusion == "attention" else None
 
     def forward(self, latents: list[Latent], norm: nn.Module) -> list[Latent]:
         *shallow, last = latents
-        *weights, last_weight = self.weights.softmax(dim=0).unbind()
 
         def fuse(values: list[Tensor], deepest: Tensor) -> Tensor:
-            fused = last_weight * deepest
-            for weight, project, value in zip(weights, self.projections, values, strict=True):
-                fused = fused + weight * project(value)
-            return norm(fused)
+            projected = [project(value) for project, value in zip(self.projections, values, strict=True)]
+            if self.attention is not None:
+                return norm(self.attention([*projected, deepest]))
+            assert self.weights is not None
+            return norm(weighted_sum(self.weights, [*projected, deepest]))
 
         tokens = fuse([tap.tokens for tap in shallow], last.tokens)
         prefix = fuse([tap.prefix for tap in shallow], last.prefix)
         return [Latent(tokens=tokens, grid=last.grid, ids=last.ids, prefix=prefix)]
 
     def scalars(self) -> dict[str, float]:
-        shares = self.weights.detach().softmax(dim=0).tolist()
-        return {f"fusion/block_{tap}": share for tap, share in zip(self.taps, shares, strict=True)}
+        return {} if self.weights is None else shares(self.weights, self.taps)
+
+
+class TapAttention(nn.Module):
+    """Each token of the last tap attends to the same token in all taps; what it finds is added to it.
+
+    Args:
+        dim: width; heads have 64 channels where that divides it.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.heads = dim // 64 if dim % 64 == 0 else 1
+        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
+        init_like_mae(self)
+        nn.init.zeros_(self.out.weight)  # begins as the last tap alone
+
+    def forward(self, taps: list[Tensor]) -> Tensor:
+        """T taps [B, K, D], the last one asking, to [B, K, D]."""
+        deepest = taps[-1]
+        stacked = torch.stack(taps, dim=2)
+        query = self.query(deepest).unflatten(-1, (self.heads, 1, -1))  # [B, K, heads, 1, d]
+        key, value = (f(stacked).unflatten(-1, (self.heads, -1)).transpose(2, 3) for f in (self.key, self.value))
+        found = nn.functional.scaled_dot_product_attention(query, key, value)
+        return deepest + self.out(found.flatten(2))
+
+
+class FusedHierarchical(Readout):
+    """MFF's fusion over the stages of a hierarchical backbone: each shallow stage is projected to the last one's grid.
+
+    The projection is strided: it maps the tokens of a stage that lie in one cell of the last grid together.
+
+    Args:
+        encoder: gives the stages; each one's cells divide the last one's.
+        taps: stages to fuse, the last one at the end. None takes all.
+    """
+
+    def __init__(self, encoder: Encoder, taps: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.taps = spread(encoder, taps or "all")
+        self.levels = encoder.levels[-1:]
+        self.cells = (encoder.cell,)
+        stages = [encoder.levels[tap] for tap in self.taps[:-1]]
+        self.projections = nn.ModuleList(
+            nn.Linear(stage.dim * (encoder.cell // stage.cell) ** 2, encoder.dim) for stage in stages
+        )
+        init_like_mae(self.projections)
+        self.weights = nn.Parameter(torch.ones(len(self.taps)))
+
+    def forward(self, latents: list[Latent], norm: nn.Module) -> list[Latent]:
+        *shallow, last = latents
+        projected = [project(gathered(latent, last)) for project, latent in zip(self.projections, shallow, strict=True)]
+        tokens = norm(weighted_sum(self.weights, [*projected, last.tokens]))
+        return [Latent(tokens=tokens, grid=last.grid, ids=last.ids, prefix=norm(last.prefix))]
+
+    def scalars(self) -> dict[str, float]:
+        return shares(self.weights, self.taps)
 
 
 class Levels(Readout):
@@ -106,26 +183,83 @@ class Levels(Readout):
     Each tap has its own norm; the last one's is the encoder's, which downstream use inherits.
 
     Args:
-        encoder: gives width, depth and cell.
-        taps: blocks to decode, the last one at the end. None takes the published 1, 3, depth − 3, depth − 1.
-        scales: side of each level's cells, over the encoder's cell: with 16-pixel patches 4, 8, 16 and 32 pixels.
+        encoder: gives widths, depth and cells.
+        taps: to decode, the last one at the end. None takes the published 1, 3, depth − 3, depth − 1 of a plain
+            transformer, and every stage of a hierarchical backbone.
+        scales: side of each level's cells, over its tap's. None takes 1/4, 1/2, 1 and 2 for a plain transformer (with
+            16-pixel patches 4, 8, 16 and 32 pixels), and 1 for stages, whose own cells grow.
 
     Raises:
         ValueError: as many taps as scales are needed.
     """
 
     def __init__(
-        self, encoder: Encoder, taps: Sequence[int] | None = None, scales: Sequence[float] = (0.25, 0.5, 1, 2)
+        self, encoder: Encoder, taps: Sequence[int] | None = None, scales: Sequence[float] | None = None
     ) -> None:
         super().__init__()
-        self.taps = tuple(taps or (1, 3, encoder.depth - 3, encoder.depth - 1))
+        hierarchical = len(set(encoder.levels)) > 1
+        published = range(encoder.depth) if hierarchical else (1, 3, encoder.depth - 3, encoder.depth - 1)
+        self.taps = tuple(encoder.resolve(taps or published))
+        scales = scales or ((1,) * len(self.taps) if hierarchical else (0.25, 0.5, 1, 2))
         if len(self.taps) != len(scales):
             raise ValueError(f"{len(self.taps)} taps need as many scales, got {len(scales)}")
-        cells = [encoder.cell * scale for scale in scales]
-        if any(cell != int(cell) for cell in cells):
-            raise ValueError(f"a cell of {encoder.cell} pixels cannot be scaled by {tuple(scales)} to whole pixels")
-        self.levels = tuple(Level(encoder.dim, int(cell)) for cell in cells)
-        self.norms = nn.ModuleList(nn.LayerNorm(encoder.dim, eps=1e-6) for _ in self.taps[:-1])
+        self.levels = tuple(encoder.levels[tap] for tap in self.taps)
+        self.cells = scaled(self.levels, scales)
+        self.norms = nn.ModuleList(nn.LayerNorm(level.dim, eps=1e-6) for level in self.levels[:-1])
 
     def forward(self, latents: list[Latent], norm: nn.Module) -> list[Latent]:
         return [latent.map(own) for latent, own in zip(latents, [*self.norms, norm], strict=True)]
+
+
+def spread(encoder: Encoder, taps: Sequence[int] | Literal["all"] | None) -> tuple[int, ...]:
+    """Taps to fuse, counted from 0, the encoder's last at the end.
+
+    Raises:
+        ValueError: the last one is not the encoder's, or one is named twice.
+    """
+    if taps is None:
+        wanted = {tap * encoder.depth // 12 for tap in (0, 2, 4, 6, 8)}  # fewer than five where blocks are few
+        return *sorted(wanted - {encoder.depth - 1}), encoder.depth - 1
+    resolved = tuple(range(encoder.depth)) if taps == "all" else tuple(encoder.resolve(taps))
+    if resolved[-1] != encoder.depth - 1 or len(set(resolved)) < len(resolved):
+        raise ValueError(f"taps {resolved} must end with the last one, {encoder.depth - 1}, and differ from each other")
+    return resolved
+
+
+def scaled(levels: Sequence[Level], scales: Sequence[float]) -> tuple[int, ...]:
+    """Cells of levels times scales, in whole pixels.
+
+    Raises:
+        ValueError: one is not whole.
+    """
+    cells = [level.cell * scale for level, scale in zip(levels, scales, strict=True)]
+    if any(cell != int(cell) for cell in cells):
+        raise ValueError(f"cells of {levels[0].cell} pixels cannot be scaled by {tuple(scales)} to whole pixels")
+    return tuple(int(cell) for cell in cells)
+
+
+def weighted_sum(weights: Tensor, values: list[Tensor]) -> Tensor:
+    """Values [B, K, D] summed by the softmax of as many weights."""
+    *firsts, last = weights.softmax(dim=0).unbind()
+    total = last * values[-1]
+    for weight, value in zip(firsts, values[:-1], strict=True):
+        total = total + weight * value
+    return total
+
+
+def shares(weights: Tensor, taps: Sequence[int]) -> dict[str, float]:
+    """The softmax of fusion weights, for the log."""
+    return {
+        f"fusion/block_{tap}": share for tap, share in zip(taps, weights.detach().softmax(dim=0).tolist(), strict=True)
+    }
+
+
+def gathered(latent: Latent, last: Latent) -> Tensor:
+    """The f·f tokens of a finer latent that lie in each cell of the last one, in raster order: [B, K, f·f·D]."""
+    (h, w), (fine_h, fine_w) = last.grid, latent.grid
+    tokens = latent.tokens
+    if latent.ids is not None:
+        everywhere = tokens.new_zeros(len(tokens), fine_h * fine_w, tokens.shape[2])
+        tokens = everywhere.scatter(1, latent.ids[:, :, None].expand_as(tokens), tokens)
+    cells = tokens.unflatten(1, (h, fine_h // h, w, fine_w // w)).transpose(2, 3).flatten(3).flatten(1, 2)
+    return cells if last.ids is None else cells.gather(1, last.ids[:, :, None].expand(-1, -1, cells.shape[2]))

@@ -1,18 +1,9 @@
-"""A request to pre-train, as plain values: what the command line's flags are made from and what run.json keeps.
+"""A request to pre-train, as plain values: what the command line's flags are made from and what run.json keeps."""
 
-Names become parts here, in one dict literal per kind, and nowhere else.
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from mimkit.flags import naming
-
-if TYPE_CHECKING:
-    from mimkit.recipes import Recipe
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +15,12 @@ class Settings:
     held_out: float = 0.1
     """Share of the images kept for evaluation, unless the folder has `train` and `val` folders."""
     backbone: str | None = None
-    """Any plain ViT that timm knows, such as vit_tiny_patch16_224."""
+    """A name of timm's, such as swin_tiny_patch4_window7_224, or convmae_base; the model's own arguments may follow in
+    brackets: "vit_tiny_patch16_224(depth=6)"."""
+    encoder: Literal["visible", "dense"] | None = None
+    """visible: compute on visible tokens only (ViT, Swin, ConvMAE); dense: mask tokens in place of hidden cells."""
+    class_tokens: int | None = None
+    """How many class tokens a plain ViT has."""
     image_size: tuple[int, ...] | None = None
     """Side of the training crop in pixels, or its height and width."""
     channels: Literal[1, 3] | None = None
@@ -32,20 +28,28 @@ class Settings:
     view: str | None = None
     """Training crop: random-resized-crop, simple-resized-crop."""
     mask: str | None = None
-    """How cells are hidden: random."""
+    """How cells are hidden: random, shared (one mask for the whole batch), block, uniform, complementary."""
     mask_ratio: float | None = None
     """Hidden share, between 0 and 1."""
     mask_cell: int | None = None
-    """Side of a hidden cell in pixels; a multiple of the backbone's patch."""
+    """Side of a hidden cell in pixels; a multiple of what the encoder can hide."""
+    predict_share: float | None = None
+    """Share of the hidden cells that is predicted, for random masks."""
     readout: str | None = None
-    """Which latents are decoded: last, fused, levels."""
+    """Which latents are decoded: last, fused, fused-mlp, fused-attention, fused-all, fused-hierarchical, levels."""
+    taps: tuple[int, ...] | None = None
+    """Blocks or stages that a readout of several takes, the last one at the end."""
     decoder: str | None = None
-    """transformer."""
+    """transformer, cross (mask tokens attend to visible tokens only), linear (one layer; for dense encoders)."""
     decoder_width: int | None = None
     decoder_depth: int | None = None
     decoder_heads: int | None = None
     target: str | None = None
-    """What is reconstructed: pixels, raw-pixels, lowfreq-pixels, lowfreq-pixels-mmselfsup, hog."""
+    """What is reconstructed: pixels, raw-pixels, lowfreq-pixels, lowfreq-pixels-mmselfsup, hog, hog-18, features."""
+    hog_offsets: tuple[float, ...] | None = None
+    """For hog targets: two numbers for each level, added to gradients across and down (LocalMIM's published bias)."""
+    teacher: str | None = None
+    """For --target features: the frozen timm model they come from."""
     epochs: int | None = None
     batch_size: int | None = None
     """Images per step; the learning rate follows it."""
@@ -74,7 +78,10 @@ class Settings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", Path(self.data))
         object.__setattr__(self, "image_size", as_size(self.image_size))
-        counts = ("mask_cell", "decoder_width", "decoder_depth", "decoder_heads", "micro_batch")
+        for name in ("taps", "hog_offsets"):  # JSON has lists
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        counts = ("mask_cell", "class_tokens", "decoder_width", "decoder_depth", "decoder_heads", "micro_batch")
         for name in (*counts, "probe_every", "probe_images", "log_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -137,91 +144,3 @@ def as_size(sides: Sequence[int] | None) -> tuple[int, int] | None:
 def flag(name: str) -> str:
     """The command line's name of a setting."""
     return "--" + name.replace("_", "-")
-
-
-def recipes() -> dict[str, Callable[[], "Recipe"]]:
-    """Recipes by the name the command line gives them."""
-    from mimkit.recipes import localmim, mae, mff, pixmim, pixmim_mff, small
-
-    return {
-        "mae": mae,
-        "pixmim": lambda: pixmim(mae()),
-        "mff": lambda: mff(mae()),
-        "pixmim-mff": pixmim_mff,
-        "localmim": localmim,
-        "small": small,
-    }
-
-
-def compose(recipe: str, settings: Settings) -> "Recipe":
-    """The named recipe with the parts and values that the settings replace.
-
-    Raises:
-        ValueError: an unknown name, or a value that does not fit; the message names the flag.
-    """
-    from mimkit.decoders import TransformerDecoder
-    from mimkit.masks import RandomMask
-    from mimkit.readouts import Fused, Last, Levels
-    from mimkit.targets import Hog, LowFreqPixels, Pixels
-    from mimkit.views import Normalization, RandomResizedCrop, SimpleResizedCrop
-
-    base = choose("recipe", recipe, recipes())()
-    normalization = Normalization.for_channels(settings.channels or base.channels)
-    views = {"random-resized-crop": RandomResizedCrop, "simple-resized-crop": SimpleResizedCrop}
-    masks = {"random": RandomMask}
-    readouts = {"last": Last, "fused": Fused, "levels": Levels}
-    decoders = {"transformer": TransformerDecoder}
-    targets = {
-        "hog": Hog,
-        "pixels": Pixels,
-        "raw-pixels": partial(Pixels, normalized=False),
-        "lowfreq-pixels": LowFreqPixels,
-        "lowfreq-pixels-mmselfsup": partial(LowFreqPixels, filter="mmselfsup", normalization=normalization),
-    }
-
-    parts: dict[str, Any] = {}
-    if settings.view is not None:
-        parts["view"] = choose("--view", settings.view, views)()
-    if settings.mask is not None:
-        kind = choose("--mask", settings.mask, masks)
-        parts["mask"] = base.mask if isinstance(base.mask, kind) else kind()
-    if settings.readout is not None:
-        parts["readout"] = choose("--readout", settings.readout, readouts)
-    if settings.decoder is not None:
-        kind = choose("--decoder", settings.decoder, decoders)
-        parts["decoder"] = base.decoder if getattr(base.decoder, "func", base.decoder) is kind else kind
-    if settings.target is not None:
-        parts["target"] = choose("--target", settings.target, targets)()
-    for name in ("image_size", "channels"):
-        if getattr(settings, name) is not None:
-            parts[name] = getattr(settings, name)
-    if settings.backbone is not None:
-        parts["encoder"] = partial(base.encoder, name=settings.backbone)
-    changed = replace(base, **parts)
-
-    mask = given(settings, mask_ratio="ratio", mask_cell="cell")
-    decoder = given(settings, decoder_width="width", decoder_depth="depth", decoder_heads="heads")
-    train = {
-        f.name: getattr(settings, f.name) for f in fields(base.train) if getattr(settings, f.name, None) is not None
-    }
-    if "epochs" in train and "warmup_epochs" not in train:
-        train["warmup_epochs"] = min(base.train.warmup_epochs, 0.15 * train["epochs"])
-    with naming("--mask-ratio"):
-        changed = replace(changed, mask=replace(changed.mask, **mask))
-    return replace(
-        changed,
-        decoder=partial(changed.decoder, **decoder),
-        train=replace(changed.train, **train),
-    )
-
-
-def choose(what: str, name: str, options: dict[str, Any]) -> Any:
-    """The option of that name, or a ValueError that lists them."""
-    if name not in options:
-        raise ValueError(f"{what} {name!r} is unknown; choose from {', '.join(options)}")
-    return options[name]
-
-
-def given(settings: Settings, **names: str) -> dict[str, Any]:
-    """The settings that were given, under the parts' own names for them."""
-    return {new: getattr(settings, old) for old, new in names.items() if getattr(settings, old) is not None}

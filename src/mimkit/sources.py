@@ -15,13 +15,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mimkit.backbones import create_visible_vit
+from mimkit.backbones import create_encoder
+from mimkit.backbones.load import parse_name
 from mimkit.checkpoint import load_newest
+from mimkit.compose import compose
 from mimkit.features import ImageEncoder
 from mimkit.method import Method
 from mimkit.recipes import Recipe, build, parts_in_words
 from mimkit.runs import Run
-from mimkit.settings import Settings, compose
+from mimkit.settings import Settings
 from mimkit.views import Normalization
 
 
@@ -39,7 +41,7 @@ def load_encoder(source: str | Path, *, image_size: tuple[int, int] | None = Non
     if kind in ("timm", "random") and name:
         config = pretrained_config(name)
         size = image_size or (tuple(config.input_size[1:]) if config else (224, 224))
-        encoder = create_visible_vit(name, image_size=size, pretrained=kind == "timm").requires_grad_(False)
+        encoder = create_encoder(name, image_size=size, pretrained=kind == "timm").requires_grad_(False)
         if config is None or kind == "random":
             return ImageEncoder(encoder, Normalization.for_channels(encoder.channels)).eval()
         return ImageEncoder(encoder, Normalization(tuple(config.mean), tuple(config.std))).eval()
@@ -51,6 +53,7 @@ def load_encoder(source: str | Path, *, image_size: tuple[int, int] | None = Non
 
 def pretrained_config(name: str) -> Any:
     """What timm knows of a model's weights, or None."""
+    name, _ = parse_name(name)
     try:
         return timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     except RuntimeError as error:  # an unknown tag

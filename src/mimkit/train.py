@@ -4,14 +4,12 @@ One step s is a pure function of the state after step s − 1 and of s itself: b
 computed from s, so a resumed run needs only weights, optimizer moments and torch's generator.
 """
 
-import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,64 +17,9 @@ from torch import Tensor, nn
 from mimkit.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from mimkit.progress import Progress
 from mimkit.runs import Run
+from mimkit.schedule import Train
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    """How a method is trained; each recipe carries its paper's values.
-
-    Args:
-        epochs: passes over the training images.
-        batch_size: images per step, over all processes and accumulated micro-batches.
-        base_lr: the peak learning rate is base_lr · batch_size / lr_batch.
-        warmup_epochs: linear warm-up from 0, step by step.
-        min_lr: the half cosine after it ends here.
-        betas, weight_decay: AdamW's. One-dimensional parameters are not decayed.
-        decay_tokens: decay class and mask tokens too, as MAE's code does.
-        clip_grad: largest gradient norm; None leaves gradients alone.
-        precision: bf16 autocast, or float32 throughout.
-        seed: of weights, order, crops and masks.
-    """
-
-    epochs: int
-    batch_size: int
-    base_lr: float
-    lr_batch: int = 256
-    warmup_epochs: float = 40
-    min_lr: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.05
-    decay_tokens: bool = True
-    clip_grad: float | None = None
-    precision: Literal["bf16", "fp32"] = "bf16"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "base_lr", "lr_batch", "clip_grad"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"--weight-decay must be at least 0, got {self.weight_decay}")
-        if not 0 <= self.warmup_epochs < self.epochs:
-            raise ValueError(
-                f"--warmup-epochs must be at least 0 and below --epochs {self.epochs}, got {self.warmup_epochs:g}"
-            )
-        if not 0 <= self.min_lr <= self.peak_lr:
-            raise ValueError(f"--min-lr {self.min_lr:g} must lie in 0 .. {self.peak_lr:.3g}, the peak learning rate")
-
-    @property
-    def peak_lr(self) -> float:
-        return self.base_lr * self.batch_size / self.lr_batch
-
-    def lr(self, epoch: float) -> float:
-        """Learning rate `epoch` epochs into the run: linear warm-up, then half a cosine (MAE §A.1)."""
-        if epoch < self.warmup_epochs:
-            return self.peak_lr * epoch / self.warmup_epochs
-        progress = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
-        return self.min_lr + (self.peak_lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class Batches(Protocol):
@@ -105,11 +48,15 @@ class TrainingStopped(RuntimeError):
 
 
 def parameter_groups(model: nn.Module, values: Train) -> list[dict[str, Any]]:
-    """AdamW's groups: matrices decayed, biases, norms and other vectors not, tokens as `decay_tokens` says."""
+    """AdamW's groups: matrices decayed, biases, norms and other vectors not, tokens and positions as the values say."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decayed = values.decay_tokens if name.endswith("_token") else parameter.ndim > 1
+            decayed = parameter.ndim > 1
+            if name.endswith("_token"):
+                decayed = values.decay_tokens
+            elif name.endswith(("pos_embed", "relative_position_bias_table")):
+                decayed = values.decay_positions
             groups[decayed].append(parameter)
     decays = {True: values.weight_decay, False: 0.0}
     return [{"params": group, "weight_decay": decays[decayed]} for decayed, group in groups.items() if group]

@@ -24,7 +24,8 @@ LAYERS = [
     {"readouts", "decoders"},
     {"method"},
     {"recipes", "settings", "precision"},
-    {"data", "features", "probes", "pictures", "evaluators", "sources", "convert"},
+    {"compose"},
+    {"data", "features", "probes", "pictures", "evaluators", "sources", "convert", "table"},
     {"pretrain", "after", "bench", "demo"},
     {"commands"},
     {"cli"},
@@ -34,7 +35,8 @@ BESIDE = {
     "checkpoint": {"files"},
     "runs": {"checkpoint", "files"},
     "progress": set(),
-    "train": {"checkpoint", "runs", "progress"},
+    "schedule": set(),
+    "train": {"checkpoint", "runs", "progress", "schedule"},
     "report": {"files", "flags"},
 }
 WITHOUT_TORCH_AT_ONCE = {"__init__", "__main__", "cli", "commands", "settings", "files", "flags", "demo", "report"}

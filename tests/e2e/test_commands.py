@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 import mimkit
 from mimkit.cli import main
+from mimkit.compose import recipes
 from mimkit.pictures import GAP
-from mimkit.settings import recipes
 
 SMALL = (
     "--image-size 32 --mask-ratio 0.75 --backbone test_vit --decoder-width 32 --decoder-heads 2 "

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mimkit.compose import compose, recipes
 from mimkit.randomness import sample_keys
 from mimkit.recipes import build
-from mimkit.settings import Settings, compose, recipes
+from mimkit.settings import Settings
 from mimkit.train import State
 
 CURVES = Path(__file__).with_name("curves.json")

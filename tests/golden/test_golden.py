@@ -6,7 +6,7 @@ import pytest
 import torch
 from regenerate import CURVES, EPOCHS, STEPS_PER_EPOCH, curve
 
-from mimkit.settings import recipes
+from mimkit.compose import recipes
 
 TOLERANCE = 1e-5  # relative; other processors round otherwise
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimkit.backbones import create_visible_vit
+from mimkit.backbones import create_encoder
 from mimkit.masks import Mask
 from mimkit.method import Method
 from mimkit.targets import Pixels
@@ -145,5 +145,5 @@ def test_vit_base_geometry(normalized):
 
 def test_vit_tiny_in_full():
     """A real model as a user creates it: ViT-Ti/16, 12 blocks, MAE's published decoder of 8 blocks."""
-    encoder = create_visible_vit("vit_tiny_patch16_224", image_size=(224, 224))
+    encoder = create_encoder("vit_tiny_patch16_224", image_size=(224, 224))
     compare(build.method(encoder, width=512, depth=8, heads=16), batch=1)

@@ -8,7 +8,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from mimkit.backbones import Latent, VisibleViT, create_visible_vit
+from mimkit.backbones import Latent, VisibleViT, create_encoder
 from mimkit.grids import resize_positions, sincos_positions
 
 FAMILIES = {  # name: number of prefix tokens
@@ -142,7 +142,7 @@ def test_sincos_positions_at_another_size_are_those_of_a_model_built_for_it(size
 def test_created_encoder_is_timms_model(name, channels):
     """What a user creates, for a size and channels that the name does not say."""
     torch.manual_seed(0)
-    ours = create_visible_vit(name, image_size=(64, 96), channels=channels).eval()
+    ours = create_encoder(name, image_size=(64, 96), channels=channels).eval()
     table = ours.vit.pos_embed[0]
     assert not ours.vit.pos_embed.requires_grad
     assert torch.equal(table[:1], torch.zeros(1, ours.dim))  # one prefix token in each of these
@@ -156,7 +156,7 @@ def test_created_encoder_is_timms_model(name, channels):
 
 def test_created_encoder_starts_like_mae():
     torch.manual_seed(0)
-    encoder = create_visible_vit("test_vit", image_size=(160, 160))
+    encoder = create_encoder("test_vit", image_size=(160, 160))
     for name, parameter in encoder.named_parameters():
         if name.endswith(("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight")):
             rows, columns = parameter.flatten(1).shape  # the patch embedding counts as the matrix it is
@@ -174,7 +174,7 @@ def test_created_encoder_starts_like_mae():
 
 
 def test_learned_positions_stay_learned_where_asked():
-    encoder = create_visible_vit("test_vit", image_size=(64, 64), sincos=False)
+    encoder = create_encoder("test_vit", image_size=(64, 64), sincos=False)
     assert encoder.vit.pos_embed.requires_grad
     assert not encoder.sincos
     assert encoder.vit.pos_embed.shape == (1, 17, 64)
@@ -194,12 +194,12 @@ def test_learned_positions_stay_learned_where_asked():
 )
 def test_models_that_cannot_be_driven_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
-        create_visible_vit(name, image_size=(224, 224))
+        create_encoder(name, image_size=(224, 224))
 
 
 def test_size_must_be_whole_patches():
     with pytest.raises(ValueError, match="a cell of 16 pixels does not divide an image of 64 x 72 pixels"):
-        create_visible_vit("test_vit", image_size=(64, 72))
+        create_encoder("test_vit", image_size=(64, 72))
     encoder = build.encoder(size=(32, 32))
     with pytest.raises(ValueError, match="a cell of 16 pixels does not divide an image of 40 x 32 pixels"):
         encoder(build.images(1, (40, 32)))

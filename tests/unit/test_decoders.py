@@ -1,10 +1,15 @@
+from dataclasses import replace
+
 import build
 import pytest
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mimkit.backbones import Latent
-from mimkit.decoders import LinearDecoder, TransformerDecoder
-from mimkit.grids import sincos_positions
+from mimkit.decoders import CrossDecoder, LinearDecoder, TransformerDecoder
+from mimkit.grids import sincos_positions, unpatchify
+from mimkit.masks import Mask
 
 
 def decoder(grid=(2, 3), **options) -> TransformerDecoder:
@@ -73,14 +78,150 @@ def test_width_must_fit_the_heads():
         decoder(width=30)
 
 
+def test_complete_decoder_learns_no_mask_token():
+    """It would get no gradient. With the other weights the same, it decodes a complete latent alike."""
+    part, plain = decoder(complete=True), decoder()
+    assert part.mask_token is None
+    assert set(plain.state_dict()) - set(part.state_dict()) == {"mask_token"}
+    part.load_state_dict(plain.state_dict(), strict=False)
+    given = latent(None, prefix=0)
+    assert torch.equal(part(given, build.hide(2, (2, 3), count=4)), plain(given))
+    part(given).sum().backward()
+    assert all(parameter.grad is not None for parameter in part.parameters())
+    with pytest.raises(ValueError, match="built for complete latents was given one that lacks tokens"):
+        part(latent(torch.tensor([[1, 4], [0, 5]])))
+
+
+@torch.no_grad()
+def test_order_of_tokens_does_not_matter():
+    for part in (decoder(), cross()):
+        given = latent(torch.tensor([[1, 4, 3], [0, 5, 2]]))
+        shuffled = replace(given, tokens=given.tokens[:, [2, 0, 1]], ids=given.ids[:, [2, 0, 1]])
+        torch.testing.assert_close(part(shuffled), part(given), rtol=1e-5, atol=1e-5)
+
+
 def test_linear_decoder_is_one_layer_for_each_token():
-    part, given = LinearDecoder(24, 10, (2, 3)), latent(None)
-    predictions = part(given)
+    part, given = LinearDecoder(24, 10, (2, 3), complete=True), latent(None)
+    predictions = part(given, build.hide(2, (2, 3), count=4))
     assert predictions.shape == (2, 2, 3, 10)
     for cell in range(6):
         torch.testing.assert_close(predictions[:, cell // 3, cell % 3], part.head(given.tokens[:, cell]))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_linear_decoder_is_a_convolution_and_a_pixel_shuffle(factor):
+    """SimMIM's head: a 1 x 1 convolution to s²·3 channels and PixelShuffle(s), for 4-pixel cells cut ever finer.
+
+    The two order a token's outputs differently: PixelShuffle channel, row, column; here finer cell (row, column), then
+    row, column and channel in it.
+    """
+    side = 4 // factor
+    part = LinearDecoder(24, side * side * 3, (2, 3), (2 * factor, 3 * factor), complete=True)
+    given = latent(None)
+    head = nn.Conv2d(24, 4 * 4 * 3, 1)
+    for ours, theirs in ((part.head.weight, head.weight), (part.head.bias, head.bias)):
+        by_pixel = ours.unflatten(0, (factor, factor, side, side, 3))
+        theirs.copy_(torch.einsum("YXyxc...->cYyXx...", by_pixel).reshape(theirs.shape))
+    maps = given.tokens.transpose(1, 2).unflatten(2, (2, 3))
+    expected = nn.PixelShuffle(4)(head(maps))
+    predictions = part(given)
+    assert predictions.shape == (2, 2 * factor, 3 * factor, side * side * 3)
+    torch.testing.assert_close(unpatchify(predictions, 3), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_linear_decoder_on_another_grid():
+    part = LinearDecoder(24, 5, (2, 3), (4, 6), complete=True)
+    assert part(latent(None, grid=(4, 2))).shape == (2, 8, 4, 5)
+
+
 def test_linear_decoder_refuses_missing_tokens():
-    with pytest.raises(ValueError, match="use a transformer one"):
-        LinearDecoder(24, 10, (2, 3))(latent(torch.tensor([[1, 4], [0, 5]])))
+    with pytest.raises(ValueError, match=r"leaves out: use .* \(--decoder transformer\) or .* \(--encoder dense\)"):
+        LinearDecoder(24, 10, (2, 3))
+    with pytest.raises(ValueError, match="cannot predict cells that the encoder left out"):
+        LinearDecoder(24, 10, (2, 3), complete=True)(latent(torch.tensor([[1, 4], [0, 5]])))
+
+
+@pytest.mark.parametrize("out_grid", [(1, 3), (4, 3), (2, 6), (3, 4), (1, 1)])
+def test_linear_decoder_refuses_grids_that_are_not_finer_alike(out_grid):
+    with pytest.raises(ValueError, match=rf"a grid of \(2, 3\) to one of \({out_grid[0]}, {out_grid[1]}\)"):
+        LinearDecoder(24, 10, (2, 3), out_grid, complete=True)
+
+
+def cross(grid=(2, 3), **options) -> CrossDecoder:
+    options = {"width": 32, "depth": 2, "heads": 4} | options
+    return build.perturb(CrossDecoder(24, 10, grid, **options))
+
+
+def score(mask: Mask, count: int) -> Mask:
+    """The same mask, of whose hidden cells the first few in raster order are scored."""
+    first = mask.hidden.flatten(1).cumsum(dim=1).view_as(mask.hidden) <= count
+    return Mask(mask.hidden, scored=mask.hidden & first)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("grid", [(4, 4), (6, 4)])
+def test_cross_decoder_answers_alike_whatever_else_is_asked(grid):
+    """And zero where it is not asked; without a scored share it is asked everything."""
+    part = cross(grid=(4, 4))
+    mask = build.hide(3, grid, count=11)
+    ids = mask.visible_ids(grid)
+    values = build.images(3, (ids.shape[1] + 1, 24), 1)[:, 0]
+    given = Latent(tokens=values[:, 1:], grid=grid, ids=ids, prefix=values[:, :1])
+    everything = part(given)
+    assert everything.shape == (3, *grid, 10)
+    assert everything.abs().amax(dim=3).min() > 0
+    assert torch.equal(part(given, mask), everything)
+    for count in (1, 5):
+        asked = score(mask, count)
+        some = part(given, asked)
+        torch.testing.assert_close(some[asked.scored], everything[asked.scored], rtol=1e-5, atol=1e-6)
+        assert not some[~asked.scored].any()
+        assert torch.equal(part(given, asked.scoring_all()), everything)
+
+
+@torch.no_grad()
+def test_cross_decoder_takes_scored_cells_of_a_coarser_mask():
+    part = cross(grid=(4, 4))
+    coarse = score(build.hide(2, (2, 2), count=2), 1)
+    ids = coarse.visible_ids((4, 4))
+    values = build.images(2, (8, 24), 1)[:, 0]
+    given = Latent(tokens=values, grid=(4, 4), ids=ids, prefix=values[:, :0])
+    predictions, everything = part(given, coarse), part(given)
+    scored = coarse.weights((4, 4)).bool()
+    torch.testing.assert_close(predictions[scored], everything[scored], rtol=1e-5, atol=1e-6)
+    assert not predictions[~scored].any()
+
+
+def test_cross_decoder_costs_less_the_less_is_asked():
+    part, mask = cross(grid=(8, 8)), build.hide(2, (8, 8), count=48)
+    ids = mask.visible_ids((8, 8))
+    given = Latent(tokens=build.images(2, (16, 24), 1)[:, 0], grid=(8, 8), ids=ids, prefix=torch.zeros(2, 0, 24))
+    spent = []
+    for asked in (score(mask, 4), score(mask, 24), mask):
+        with FlopCounterMode(display=False) as counter:
+            part(given, asked).sum().backward()
+        spent.append(counter.get_total_flops())
+    fixed = spent[0] - (spent[1] - spent[0]) / 20 * 4  # what the context costs
+    assert 0 < fixed < spent[0] < spent[1] < spent[2]
+    assert spent[2] == pytest.approx(fixed + (spent[1] - spent[0]) / 20 * 64)
+
+
+def test_every_weight_of_a_cross_decoder_learns():
+    part, mask = cross(), score(build.hide(2, (2, 3), count=4), 2)
+    given = latent(mask.visible_ids((2, 3)))
+    part(given, mask).square().sum().backward()
+    assert all(parameter.grad.any() for parameter in part.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"complete": True}, r"a dense encoder leaves out none: use .*--decoder.*--encoder visible"),
+        ({"out_grid": (4, 6)}, r"a cross decoder cannot rescale a grid of \(2, 3\) to one of \(4, 6\)"),
+        ({"width": 30}, "decoder width 30 is no multiple of its 4 heads"),
+    ],
+)
+def test_cross_decoder_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        cross(**options)

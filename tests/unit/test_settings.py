@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimkit.backbones import create_visible_vit
+from mimkit.backbones import create_encoder
+from mimkit.compose import compose, recipes
 from mimkit.decoders import TransformerDecoder
 from mimkit.masks import RandomMask
 from mimkit.pretrain import plan
 from mimkit.readouts import Fused, Last
 from mimkit.recipes import Recipe, build
-from mimkit.settings import Machine, Settings, as_size, compose, flag, recipes
+from mimkit.settings import Machine, Settings, as_size, flag
 from mimkit.targets import LowFreqPixels, Pixels
 from mimkit.train import Train
 from mimkit.views import Normalization, RandomResizedCrop, SimpleResizedCrop
@@ -84,7 +85,7 @@ def test_naming_the_parts_a_recipe_has_changes_nothing():
 
 def test_the_backbone_keeps_the_rest_of_the_encoder():
     assert unwrapped(composed(backbone="vit_small_patch16_224").encoder) == (
-        create_visible_vit,
+        create_encoder,
         {"name": "vit_small_patch16_224"},
     )
 

@@ -1,6 +1,10 @@
-"""Encoders: timm backbones behind one small protocol."""
+"""Encoders: backbones behind one small protocol."""
 
-from mimkit.backbones.latent import Encoder, Latent
-from mimkit.backbones.visible import VisibleViT, create_visible_vit
+from mimkit.backbones.conv import ConvMAE
+from mimkit.backbones.dense import DenseEncoder
+from mimkit.backbones.latent import Encoder, Latent, Level
+from mimkit.backbones.load import create_encoder
+from mimkit.backbones.visible import VisibleViT
+from mimkit.backbones.visible_swin import VisibleSwin
 
-__all__ = ["Encoder", "Latent", "VisibleViT", "create_visible_vit"]
+__all__ = ["ConvMAE", "DenseEncoder", "Encoder", "Latent", "Level", "VisibleSwin", "VisibleViT", "create_encoder"]

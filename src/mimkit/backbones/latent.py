@@ -1,4 +1,4 @@
-"""What encoders give: the tokens of a grid, with class and register tokens kept apart.
+"""What encoders are and give: the tokens of a grid, with class and register tokens kept apart.
 
 Shapes: B batch, K tokens present, P prefix tokens, D width, h w the grid the tokens lie on.
 """
@@ -34,30 +34,77 @@ class Latent:
         return replace(self, tokens=function(self.tokens), prefix=function(self.prefix))
 
 
+@dataclass(frozen=True)
+class Level:
+    """The shape of one latent: its width, and the side in pixels of the cells it is about."""
+
+    dim: int
+    cell: int
+
+
 class Encoder(nn.Module, ABC):
     """Images and a mask in, one latent per tap out. Called with `mask=None` it sees the whole image.
 
     Attributes:
-        name: timm's.
-        cell: side in pixels of the area that one token of the stem stands for.
-        dim: width of the last tap.
-        depth: number of blocks; taps count from 0, or from the end with −1.
+        name: as `create_encoder` takes it.
+        levels: what each tap hands out: the blocks of a plain transformer, the stages of a hierarchical backbone.
+            Taps count from 0, or from the end with −1.
         image_size: (H, W) it was built for; others work where positions can be resized.
         channels: of the image.
+        smallest_cell: side in pixels of the smallest cell that it can hide; a mask's cells are multiples of it.
+        complete: whether masked latents have all tokens, mask tokens among them, or the visible ones only.
     """
 
     name: str
-    cell: int
-    dim: int
-    depth: int
+    levels: tuple[Level, ...]
     image_size: tuple[int, int]
     channels: int
+    smallest_cell: int
+    complete: bool
+
+    @property
+    def depth(self) -> int:
+        """How many taps there are."""
+        return len(self.levels)
+
+    @property
+    def dim(self) -> int:
+        """Width of the last tap."""
+        return self.levels[-1].dim
+
+    @property
+    def cell(self) -> int:
+        """Side in pixels of the last tap's cells: what masks hide and decoders predict unless told otherwise."""
+        return self.levels[-1].cell
 
     @property
     @abstractmethod
     def norm(self) -> nn.Module:
-        """The final norm. Encoders hand out un-normed latents; readouts apply it."""
+        """The final norm, for tokens [B, K, D]. Encoders hand out un-normed latents; readouts apply it."""
 
     @abstractmethod
     def forward(self, images: Tensor, mask: Mask | None = None, taps: Sequence[int] = (-1,)) -> list[Latent]:
-        """Normalised images [B, C, H, W] to one latent per tap, in the order of the taps."""
+        """Normalised images [B, C, H, W] to one un-normed latent per tap, in the order of the taps.
+
+        Raises:
+            ValueError: cells do not divide the image, a mask does not fit, or a tap lies beyond the last one.
+        """
+
+    @abstractmethod
+    def timm_weights(self) -> dict[str, Tensor]:
+        """The backbone's weights under the names that timm's model of this name has for them.
+
+        Raises:
+            ValueError: timm has no such model.
+        """
+
+    def resolve(self, taps: Sequence[int]) -> list[int]:
+        """Taps counted from 0.
+
+        Raises:
+            ValueError: a tap lies beyond the last one.
+        """
+        for tap in taps:
+            if not -self.depth <= tap < self.depth:
+                raise ValueError(f"tap {tap} lies outside the {self.depth} of {self.name}")
+        return [tap % self.depth for tap in taps]

@@ -5,14 +5,12 @@ Shapes: B batch, C image channels, H W pixels, h w cells, N = h·w, K visible to
 
 from collections.abc import Sequence
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mimkit.backbones.latent import Encoder, Latent
+from mimkit.backbones.latent import Encoder, Latent, Level
 from mimkit.grids import Grid, grid_for, resize_positions, sincos_positions
 from mimkit.masks import Mask
 
@@ -26,33 +24,45 @@ class VisibleViT(Encoder):
         image_size: (H, W) it was built for.
         sincos: its position table is the fixed sine-cosine one, to be made afresh for another image size instead of
             resized.
+        isolated: stop gradients behind each tap, so that a tap's loss trains the blocks since the tap before only
+            (LocalMIM without global back-propagation).
+        mask_token: have one, for masks that replace tokens (UM-MAE).
     """
 
-    def __init__(self, vit: VisionTransformer, *, name: str, image_size: tuple[int, int], sincos: bool) -> None:
+    complete = False
+
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        *,
+        name: str,
+        image_size: tuple[int, int],
+        sincos: bool,
+        isolated: bool = False,
+        mask_token: bool = False,
+    ) -> None:
         super().__init__()
         self.vit = vit
         self.name = name
         self.image_size = image_size
         self.sincos = sincos
-        self.cell: int = vit.patch_embed.patch_size[0]
-        self.dim: int = vit.embed_dim
-        self.depth = len(vit.blocks)
+        self.isolated = isolated
+        self.smallest_cell: int = vit.patch_embed.patch_size[0]
+        self.levels = (Level(vit.embed_dim, self.smallest_cell),) * len(vit.blocks)
         self.channels: int = vit.in_chans
+        self.mask_token = nn.Parameter(torch.zeros(vit.embed_dim)) if mask_token else None
+        if self.mask_token is not None:
+            nn.init.normal_(self.mask_token, std=0.02)
 
     @property
     def norm(self) -> nn.Module:
         return self.vit.norm
 
     def forward(self, images: Tensor, mask: Mask | None = None, taps: Sequence[int] = (-1,)) -> list[Latent]:
-        """Normalised images [B, C, H, W] to one un-normed latent per tap, in the order of the taps.
-
-        Raises:
-            ValueError: the patch does not divide the image, or a tap lies beyond the last block.
-        """
         grid = grid_for((images.shape[-2], images.shape[-1]), self.cell)
         ids = None if mask is None else mask.visible_ids(grid)
         prefix_positions, cell_positions = self.positions(grid)
-        tokens = self.embed(images, grid, ids) + take(cell_positions.expand(len(images), -1, -1), ids)
+        tokens = self.embed(images, grid, ids, mask) + take(cell_positions.expand(len(images), -1, -1), ids)
         prefix = [p.expand(len(images), -1, -1) for p in (self.vit.cls_token, self.vit.reg_token) if p is not None]
         if prefix:
             count = self.vit.num_prefix_tokens
@@ -60,23 +70,37 @@ class VisibleViT(Encoder):
         else:
             count = 0
 
-        wanted = [tap % self.depth if -self.depth <= tap < self.depth else tap for tap in taps]
-        if max(wanted) >= self.depth or min(wanted) < 0:
-            raise ValueError(f"tap {max(wanted, key=abs)} lies outside the {self.depth} blocks of {self.name}")
+        wanted = self.resolve(taps)
         at: dict[int, Latent] = {}
         x = self.vit.norm_pre(self.vit.pos_drop(tokens))
         for i, block in enumerate(self.vit.blocks[: max(wanted) + 1]):
             x = block(x)
             if i in wanted:
                 at[i] = Latent(tokens=x[:, count:], grid=grid, ids=ids, prefix=x[:, :count])
+                x = x.detach() if self.isolated else x
         return [at[i] for i in wanted]
 
-    def embed(self, images: Tensor, grid: Grid, ids: Tensor | None) -> Tensor:
-        """The patch embedding's convolution as the matrix product it is, [B, K, D]; hidden pixels are not even read."""
+    def embed(self, images: Tensor, grid: Grid, ids: Tensor | None, mask: Mask | None) -> Tensor:
+        """The patch embedding's convolution as the matrix product it is, [B, K, D]; hidden pixels are not even read.
+
+        Raises:
+            ValueError: the mask replaces tokens, and there is no mask token.
+        """
         h, w = grid
         patches = images.unflatten(3, (w, -1)).unflatten(2, (h, -1)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         stem = self.vit.patch_embed
-        return stem.norm(F.linear(take(patches, ids), stem.proj.weight.flatten(1), stem.proj.bias))
+        patches = take(patches, ids)
+        replaced = None if mask is None else mask.replaced_on(grid)
+        if replaced is None or ids is None:
+            return stem.norm(F.linear(patches, stem.proj.weight.flatten(1), stem.proj.bias))
+        if self.mask_token is None:
+            raise ValueError(f"this mask replaces tokens, and {self.name} was made without a mask token")
+        at = replaced.flatten(1).gather(1, ids)[:, :, None]
+        tokens = stem.norm(F.linear(patches.masked_fill(at, 0.0), stem.proj.weight.flatten(1), stem.proj.bias))
+        return torch.where(at, self.mask_token.to(tokens.dtype), tokens)
+
+    def timm_weights(self) -> dict[str, Tensor]:
+        return self.vit.state_dict()
 
     def positions(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """Position embeddings of prefix [1, P, D] (or zero) and cells [1, N, D] for a grid, from the built one."""
@@ -97,53 +121,13 @@ def take(rows: Tensor, ids: Tensor | None) -> Tensor:
     return rows if ids is None else rows.gather(1, ids[:, :, None].expand(-1, -1, rows.shape[2]))
 
 
-def create_visible_vit(
-    name: str,
-    *,
-    image_size: tuple[int, int],
-    channels: int = 3,
-    sincos: bool = True,
-    pretrained: bool = False,
-    drop_path: float = 0.0,
-) -> VisibleViT:
-    """A `VisibleViT` over any timm model of the class VisionTransformer.
-
-    Args:
-        name: timm's name, such as "vit_base_patch16_224".
-        image_size: (H, W), need not be square nor what the name says.
-        channels: image channels.
-        sincos: replace learned positions by the fixed sine-cosine table, not trained, and initialise as MAE does.
-        pretrained: load timm's weights (downloaded on first use), which keeps learned positions.
-        drop_path: stochastic depth.
-
-    Raises:
-        ValueError: timm does not know the name, the model is no plain ViT, or its patch does not divide the size.
-    """
-    if not timm.is_model(name):
-        raise ValueError(f"timm has no model {name!r}{suggest(name)}")
-    # Not a final average pool: that would rename the norm and drop it from the token path.
-    options = {"img_size": image_size, "in_chans": channels, "drop_path_rate": drop_path, "dynamic_img_size": True}
-    try:
-        vit = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="", **options)
-    except (TypeError, AssertionError) as error:  # families without these options; distilled DeiTs assert
-        raise ValueError(f"{name} is no plain ViT that visible-only encoding can drive") from error
-    except RuntimeError as error:  # an unknown tag of weights
-        raise ValueError(f"timm cannot make {name!r}: {' '.join(str(error).split())}") from error
-    if type(vit) is not VisionTransformer:
-        raise ValueError(f"{name} is a {type(vit).__name__}, no plain ViT that visible-only encoding can drive")
-    if type(vit.patch_embed) is not PatchEmbed:  # the kernels of a convolutional stem would see hidden pixels
-        raise ValueError(f"{name} embeds patches with a {type(vit.patch_embed).__name__}, which overlaps cells")
-    patch = vit.patch_embed.patch_size
-    if patch[0] != patch[1]:
-        raise ValueError(f"{name} has patches of {patch[0]} x {patch[1]} pixels; cells must be square")
-    grid = grid_for(image_size, patch[0])
-    if not pretrained:
-        init_like_mae(vit)
-        if sincos and vit.pos_embed is not None:
-            prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
-            table = torch.cat([torch.zeros(prefix, vit.embed_dim), sincos_positions(grid, vit.embed_dim)])
-            vit.pos_embed = nn.Parameter(table[None], requires_grad=False)
-    return VisibleViT(vit, name=name, image_size=image_size, sincos=sincos and not pretrained)
+def with_sincos(vit: VisionTransformer, image_size: tuple[int, int]) -> None:
+    """Replace learned positions by the fixed sine-cosine table, zero for prefix tokens, not trained."""
+    if vit.pos_embed is not None:
+        grid = grid_for(image_size, vit.patch_embed.patch_size[0])
+        prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+        table = torch.cat([torch.zeros(prefix, vit.embed_dim), sincos_positions(grid, vit.embed_dim)])
+        vit.pos_embed = nn.Parameter(table[None], requires_grad=False)
 
 
 def init_like_mae(module: nn.Module) -> None:
@@ -158,11 +142,3 @@ def init_like_mae(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if name.rpartition(".")[2] in ("cls_token", "reg_token", "mask_token"):
             nn.init.normal_(parameter, std=0.02)
-
-
-def suggest(name: str) -> str:
-    """The end of a sentence about a misspelt timm name: "; did you mean A or B?", or nothing."""
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, timm.list_models(), n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else ""

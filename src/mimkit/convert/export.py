@@ -8,7 +8,7 @@ import timm
 from safetensors.torch import save
 from torch import Tensor
 
-from mimkit.backbones import VisibleViT
+from mimkit.backbones.load import parse_name
 from mimkit.files import write_bytes
 from mimkit.sources import load_method, read_source
 
@@ -25,22 +25,36 @@ def export_timm(source: Path, out: Path) -> dict[str, Any]:
     """
     method = load_method(source)
     encoder = method.encoder
-    assert isinstance(encoder, VisibleViT)
-    arguments = {"img_size": list(encoder.image_size), "in_chans": encoder.channels, "num_classes": 0}
-    model = timm.create_model(encoder.name, **arguments)
-    weights = encoder.vit.state_dict()
-    if model.state_dict().keys() != weights.keys():  # it pools by attention, or norms after pooling: switch that off
-        arguments["global_pool"] = ""
-        model = timm.create_model(encoder.name, **arguments)
-    model.load_state_dict(weights)  # strict: what is written loads
+    weights = encoder.timm_weights()
+    name, own = parse_name(encoder.name)
+    arguments = {"model_name": name, **own, "in_chans": encoder.channels, "num_classes": 0}
+    arguments = fitting(arguments, list(encoder.image_size), weights)
     readout = "mean over patch tokens of forward_features(images), which includes the final norm"
     metadata = {
-        "timm.create_model": json.dumps({"model_name": encoder.name, **arguments}),
+        "timm.create_model": json.dumps(arguments),
         "normalization": json.dumps({"mean": method.normalization.mean, "std": method.normalization.std}),
         "readout": readout,
     }
     write(weights, metadata, out)
-    return {"model_name": encoder.name, **arguments}
+    return arguments
+
+
+def fitting(arguments: dict[str, Any], image_size: list[int], weights: dict[str, Tensor]) -> dict[str, Any]:
+    """The arguments with which `timm.create_model` makes a model that takes these weights strictly.
+
+    Raises:
+        ValueError: none do.
+    """
+    # Convolutional families take no size; where pooling brings weights or norms of its own, it is switched off.
+    for more in ({"img_size": image_size}, {"img_size": image_size, "global_pool": ""}, {}, {"global_pool": ""}):
+        try:
+            model = timm.create_model(**arguments, **more)
+        except TypeError:
+            continue
+        if model.state_dict().keys() == weights.keys():
+            model.load_state_dict(weights)  # strict: what is written loads
+            return {**arguments, **more}
+    raise ValueError(f"timm makes no {arguments['model_name']} that takes these weights")
 
 
 def export_safetensors(source: Path, out: Path) -> None:

@@ -1,10 +1,39 @@
 """One function per method: its parts in one literal, its paper's values as defaults."""
 
-from mimkit.recipes.localmim import localmim
+from mimkit.recipes.convmae import convmae, fast_convmae
+from mimkit.recipes.greenmim import greenmim
+from mimkit.recipes.localmim import localmim, localmim_large, localmim_swin, localmim_swin_large
 from mimkit.recipes.mae import mae
-from mimkit.recipes.mff import mff
+from mimkit.recipes.maskfeat import maskfeat
+from mimkit.recipes.mff import mff, mff_hierarchical
 from mimkit.recipes.pixmim import pixmim, pixmim_mff
 from mimkit.recipes.recipe import Recipe, build, parts_in_words
+from mimkit.recipes.simmim import simmim, simmim_vit
 from mimkit.recipes.small import small
+from mimkit.recipes.variants import crossmae, lsmae, pixio, um_mae
 
-__all__ = ["Recipe", "build", "localmim", "mae", "mff", "parts_in_words", "pixmim", "pixmim_mff", "small"]
+__all__ = [
+    "Recipe",
+    "build",
+    "convmae",
+    "crossmae",
+    "fast_convmae",
+    "greenmim",
+    "localmim",
+    "localmim_large",
+    "localmim_swin",
+    "localmim_swin_large",
+    "lsmae",
+    "mae",
+    "maskfeat",
+    "mff",
+    "mff_hierarchical",
+    "parts_in_words",
+    "pixio",
+    "pixmim",
+    "pixmim_mff",
+    "simmim",
+    "simmim_vit",
+    "small",
+    "um_mae",
+]

@@ -2,14 +2,14 @@
 
 from functools import partial
 
-from mimkit.backbones import create_visible_vit
+from mimkit.backbones import create_encoder
 from mimkit.decoders import TransformerDecoder
 from mimkit.losses import squared
 from mimkit.masks import RandomMask
 from mimkit.readouts import Last
 from mimkit.recipes.recipe import Recipe
+from mimkit.schedule import Train
 from mimkit.targets import Pixels
-from mimkit.train import Train
 from mimkit.views import RandomResizedCrop
 
 
@@ -18,7 +18,7 @@ def mae() -> Recipe:
     return Recipe(
         view=RandomResizedCrop(scale=(0.2, 1.0)),
         mask=RandomMask(ratio=0.75),
-        encoder=partial(create_visible_vit, name="vit_base_patch16_224"),
+        encoder=partial(create_encoder, name="vit_base_patch16_224"),
         readout=Last,
         decoder=partial(TransformerDecoder, width=512, depth=8, heads=16),
         target=Pixels(normalized=True),

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from mimkit.readouts import Fused
+from mimkit.readouts import Fused, FusedHierarchical
 from mimkit.recipes.recipe import Recipe
 from mimkit.views import SimpleResizedCrop
 
@@ -17,3 +17,8 @@ def mff(base: Recipe) -> Recipe:
         paper="MFF, arXiv 2308.00261",
         published="ViT-B on MAE, 800 epochs: fine-tuned 83.7, linear 68.3 (ImageNet-1k top-1)",
     )
+
+
+def mff_hierarchical(base: Recipe) -> Recipe:
+    """The same for backbones with stages, which are projected to the last one's grid before they are averaged."""
+    return replace(mff(base), readout=FusedHierarchical, published="")

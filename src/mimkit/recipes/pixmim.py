@@ -5,16 +5,22 @@ from dataclasses import replace
 from mimkit.recipes.mae import mae
 from mimkit.recipes.mff import mff
 from mimkit.recipes.recipe import Recipe
-from mimkit.targets import LowFreqPixels
+from mimkit.targets import LowFreqPixels, Pixels
 from mimkit.views import SimpleResizedCrop
 
 
 def pixmim(base: Recipe) -> Recipe:
-    """The base, reconstructing low frequencies from a crop that keeps nearly the whole image."""
+    """The base, reconstructing low frequencies from a crop that keeps nearly the whole image.
+
+    Raises:
+        ValueError: the base does not reconstruct pixels.
+    """
+    if not isinstance(base.target, Pixels):
+        raise ValueError(f"PixMIM changes a method that reconstructs pixels, and this one has {base.target}")
     return replace(
         base,
         view=SimpleResizedCrop(),
-        target=LowFreqPixels(),
+        target=LowFreqPixels(normalized=base.target.normalized),
         train=replace(base.train, decay_tokens=False),
         paper="PixMIM, arXiv 2303.02416",
         published="ViT-B on MAE, 800 epochs: fine-tuned 83.5, linear 67.5; MAE there 83.3, 65.1 (ImageNet-1k top-1)",

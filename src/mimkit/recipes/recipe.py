@@ -11,15 +11,16 @@ from torch import nn
 
 from mimkit.backbones import Encoder
 from mimkit.flags import naming
-from mimkit.grids import Grid, grid_for
+from mimkit.grids import grid_for
 from mimkit.losses import Distance
 from mimkit.masks import MaskSampler
 from mimkit.method import Method
 from mimkit.readouts import Readout
+from mimkit.schedule import Train
 from mimkit.targets import Target
-from mimkit.train import Train
 from mimkit.views import Normalization, View
 
+DecoderMaker = Callable[..., nn.Module]
 PARTS = ("view", "mask", "encoder", "readout", "decoder", "target", "distance")
 
 
@@ -32,7 +33,8 @@ class Recipe:
         mask: draws what is hidden.
         encoder: makes the encoder, called with `image_size=(H, W)` and `channels=C`.
         readout: makes the readout for an encoder.
-        decoder: makes one level's decoder from (latent width, values per cell, latent's grid, predictions' grid).
+        decoder: makes one level's decoder from (latent width, values per cell, latent's grid, predictions' grid) and
+            `complete`, whether the latent has all tokens; several make one level's each, from the first on.
         target: what is reconstructed.
         distance: between prediction and target.
         train: the values it is trained with.
@@ -45,7 +47,7 @@ class Recipe:
     mask: MaskSampler
     encoder: Callable[..., Encoder]
     readout: Callable[[Encoder], Readout]
-    decoder: Callable[[int, int, Grid, Grid], nn.Module]
+    decoder: DecoderMaker | tuple[DecoderMaker, ...]
     target: Target
     distance: Distance
     train: Train
@@ -63,17 +65,28 @@ def build(recipe: Recipe) -> Method:
     """
     with naming("--backbone", "--image-size"):
         encoder = recipe.encoder(image_size=recipe.image_size, channels=recipe.channels)
-    grid = grid_for(recipe.image_size, encoder.cell)
+    with naming("--mask", "--mask-ratio", "--mask-cell"):  # refused here rather than in the first step
+        grid = recipe.mask.sample(torch.zeros(1, dtype=torch.int64), recipe.image_size, encoder.cell).grid
+        mask_cell = recipe.image_size[0] // grid[0]
+        if mask_cell % encoder.smallest_cell:
+            raise ValueError(
+                f"cells of {mask_cell} pixels cannot be hidden from {encoder.name}: "
+                f"{'its stem' if encoder.complete else 'an encoder of visible tokens'} needs multiples of "
+                f"{encoder.smallest_cell} pixels"
+            )
     with naming("--readout", "--image-size"):
         readout = recipe.readout(encoder)
-        out_grids = [grid_for(recipe.image_size, level.cell) for level in readout.levels]
-    with naming("--decoder-width", "--decoder-heads"):
-        decoders = [
-            recipe.decoder(level.dim, recipe.target.values(level.cell, recipe.channels), grid, out_grid)
-            for level, out_grid in zip(readout.levels, out_grids, strict=True)
-        ]
-    with naming("--mask-ratio", "--mask-cell"):  # refused here rather than in the first step
-        recipe.mask.sample(torch.zeros(1, dtype=torch.int64), recipe.image_size, encoder.cell).visible_ids(grid)
+    makers = recipe.decoder if isinstance(recipe.decoder, tuple) else (recipe.decoder,) * len(readout.levels)
+    if len(makers) != len(readout.levels):
+        raise ValueError(f"--readout, --decoder: {len(makers)} decoders for {len(readout.levels)} levels")
+    decoders = []
+    for level, cell, make in zip(readout.levels, readout.cells, makers, strict=True):
+        if len(makers) == 1:  # so that no cell is part hidden, part visible; several levels have soft masks instead
+            cell = min(cell, mask_cell)
+        with naming("--decoder", "--decoder-width", "--decoder-heads", "--mask-cell"):
+            in_grid, out_grid = grid_for(recipe.image_size, level.cell), grid_for(recipe.image_size, cell)
+            values = recipe.target.values(cell, recipe.channels)
+            decoders.append(make(level.dim, values, in_grid, out_grid, complete=encoder.complete))
     return Method(
         mask=recipe.mask,
         encoder=encoder,
@@ -91,6 +104,8 @@ def parts_in_words(recipe: Recipe) -> dict[str, str]:
 
 
 def _in_words(part: Any) -> str:
+    if isinstance(part, tuple):
+        return ", ".join(_in_words(one) for one in part)
     if isinstance(part, partial):
         arguments = ", ".join(f"{key}={value!r}" for key, value in part.keywords.items())
         return f"{part.func.__name__}({arguments})"

@@ -3,21 +3,21 @@
 from dataclasses import replace
 from functools import partial
 
-from mimkit.backbones import create_visible_vit
+from mimkit.backbones import create_encoder
 from mimkit.decoders import TransformerDecoder
 from mimkit.masks import RandomMask
 from mimkit.recipes.mae import mae
 from mimkit.recipes.mff import mff
 from mimkit.recipes.pixmim import pixmim
 from mimkit.recipes.recipe import Recipe
-from mimkit.train import Train
+from mimkit.schedule import Train
 
 
 def small() -> Recipe:
     """PixMIM + MFF on a tiny ViT at 128 pixels with a shallow decoder, for thousands of images on a CPU."""
     return replace(
         pixmim(mff(mae())),
-        encoder=partial(create_visible_vit, name="vit_tiny_patch16_224"),
+        encoder=partial(create_encoder, name="vit_tiny_patch16_224"),
         mask=RandomMask(ratio=0.8),
         decoder=partial(TransformerDecoder, width=64, depth=1, heads=2, head_scale=0.1),
         image_size=(128, 128),

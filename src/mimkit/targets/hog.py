@@ -23,9 +23,12 @@ class Hog:
 
     Args:
         bins: of 180 / bins degrees each: 9 in MaskFeat and LocalMIM ViT-B, 18 in LocalMIM's larger models.
+        offsets: a constant (across, down) added to all gradients, one pair for each grid asked for, or none. The code
+            that LocalMIM's larger models were trained with adds random ones, drawn once; only to reproduce it.
     """
 
     bins: int = 9
+    offsets: tuple[tuple[float, float], ...] = ()
 
     def values(self, cell: int, channels: int) -> int:
         return channels * self.bins
@@ -45,14 +48,19 @@ class Hog:
         return None
 
     def __call__(self, images: Tensor, grids: list[Grid]) -> list[Tensor]:
+        if self.offsets:
+            if len(self.offsets) != len(grids):
+                raise ValueError(f"{len(self.offsets)} offsets of gradients for {len(grids)} grids")
+            votes = [self.votes(images, grid, offset) for grid, offset in zip(grids, self.offsets, strict=True)]
+            return [self.histograms(v, grid) for v, grid in zip(votes, grids, strict=True)]
         finest = max(h for h, _ in grids), max(w for _, w in grids)
-        votes = self.votes(images, finest)
-        return [self.histograms(votes, grid) for grid in grids]
+        shared = self.votes(images, finest)
+        return [self.histograms(shared, grid) for grid in grids]
 
-    def votes(self, images: Tensor, grid: Grid) -> Tensor:
+    def votes(self, images: Tensor, grid: Grid, offset: tuple[float, float] = (0.0, 0.0)) -> Tensor:
         """Sums of gradient lengths by direction for each cell of a grid, [B, C, h, w, n]."""
         batch, channels, height, width = images.shape
-        length, direction = gradients(images)
+        length, direction = gradients(images, offset)
         h, w = grid
         rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
         cell = (rows // (height // h) * w)[:, None] + columns // (width // w)
@@ -74,8 +82,8 @@ class Hog:
         return F.normalize(pooled, dim=-1, eps=1e-12).permute(0, 2, 3, 1, 4).flatten(3)
 
 
-def gradients(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Length and direction atan2(gx, gy) of Sobel's gradient of each channel, float32 [B, C, H, W].
+def gradients(images: Tensor, offset: tuple[float, float] = (0.0, 0.0)) -> tuple[Tensor, Tensor]:
+    """Length and direction atan2(gx, gy) of Sobel's gradient of each channel plus an offset, float32 [B, C, H, W].
 
     Sobel's kernel is a difference along one axis of a (1, 2, 1) sum along the other. Written so, the gradient across a
     reflected border cancels to exactly zero, where a convolution leaves rounding noise that picks the bin.
@@ -83,6 +91,6 @@ def gradients(images: Tensor) -> tuple[Tensor, Tensor]:
     x = F.pad(images.float(), (1, 1, 1, 1), mode="reflect")
     rows = torch.add(x[:, :, :-2] + x[:, :, 2:], x[:, :, 1:-1], alpha=2)
     columns = torch.add(x[..., :-2] + x[..., 2:], x[..., 1:-1], alpha=2)
-    across = rows[..., :-2] - rows[..., 2:]
-    down = columns[:, :, :-2] - columns[:, :, 2:]
+    across = rows[..., :-2] - rows[..., 2:] + offset[0]
+    down = columns[:, :, :-2] - columns[:, :, 2:] + offset[1]
     return torch.hypot(across, down), torch.atan2(across, down)

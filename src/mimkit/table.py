@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from mimkit.recipes.recipe import parts_in_words
-from mimkit.settings import recipes
+from mimkit.compose import recipes
+from mimkit.recipes import parts_in_words
 
 
 def as_rows() -> list[dict[str, Any]]:

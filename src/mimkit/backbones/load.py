@@ -1,0 +1,137 @@
+"""Names to encoders."""
+
+import ast
+from typing import Any, Literal
+
+import timm
+from timm.layers import PatchEmbed
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+
+from mimkit.backbones.conv import ConvMAE
+from mimkit.backbones.dense import DenseEncoder
+from mimkit.backbones.latent import Encoder
+from mimkit.backbones.visible import VisibleViT, init_like_mae, with_sincos
+from mimkit.backbones.visible_swin import VisibleSwin
+
+CONVMAE: dict[str, dict[str, Any]] = {"convmae_base": {}}  # ours; all other names are timm's
+
+
+def create_encoder(
+    name: str,
+    *,
+    image_size: tuple[int, int],
+    channels: int = 3,
+    kind: Literal["visible", "dense"] | None = None,
+    pretrained: bool = False,
+    sincos: bool = True,
+    **options: Any,
+) -> Encoder:
+    """An encoder over a backbone.
+
+    Args:
+        name: timm's, such as "vit_base_patch16_224", or "convmae_base"; keyword arguments of the model may follow it
+            in brackets: "vit_tiny_patch16_224(depth=6, reg_tokens=7)".
+        image_size: (H, W), need not be square nor what the name says.
+        channels: image channels.
+        kind: "visible" computes on visible tokens only (plain ViTs, Swin, ConvMAE); "dense" has mask tokens where
+            pixels are hidden (whatever hands out intermediate features). None takes visible where there is one.
+        pretrained: load timm's weights (downloaded on first use), which keeps learned positions.
+        sincos: for visible-only ViTs: fixed sine-cosine positions instead of learned ones.
+        options: of the encoder (`isolated`, `mask_token`) or else of timm's model.
+
+    Raises:
+        ValueError: the name is unknown, or the backbone has no encoder of that kind or cannot take that size.
+    """
+    base, own = parse_name(name)
+    options |= own
+    if base in CONVMAE:
+        if kind == "dense":
+            raise ValueError(f"{base} computes on visible tokens; it has no dense form")
+        try:
+            return ConvMAE(name=name, image_size=image_size, channels=channels, **(CONVMAE[base] | options))
+        except TypeError as error:
+            raise ValueError(f"{name}: {error}") from error
+    extras = {key: options.pop(key) for key in ("isolated", "mask_token") if key in options}
+    model = timm_model(base, image_size=image_size, channels=channels, pretrained=pretrained, **options)
+    if kind == "dense":
+        obstacle = "a dense encoder was asked for"
+    elif isinstance(model, SwinTransformer):
+        try:
+            return VisibleSwin(model, name=name, image_size=image_size, **extras)
+        except ValueError as error:
+            obstacle = str(error)
+    else:
+        obstacle = why_no_visible_vit(model)
+        if not obstacle:
+            if not pretrained:
+                init_like_mae(model)
+                if sincos:
+                    with_sincos(model, image_size)
+            return VisibleViT(model, name=name, image_size=image_size, sincos=sincos and not pretrained, **extras)
+    if kind == "visible":
+        raise ValueError(f"{base} cannot be encoded from visible tokens only: {obstacle}; use --encoder dense")
+    if any(extras.values()):
+        raise ValueError(f"{' and '.join(extras)} need an encoder of visible tokens, but for {base}: {obstacle}")
+    return DenseEncoder(model, name=name, image_size=image_size, channels=channels)
+
+
+def why_no_visible_vit(model: Any) -> str:
+    """What keeps a timm model from being driven as a plain ViT over its visible tokens; empty where nothing does."""
+    if type(model) is not VisionTransformer:
+        return f"it is a {type(model).__name__}, neither a plain ViT nor a Swin"
+    if type(model.patch_embed) is not PatchEmbed:  # the kernels of a convolutional stem would see hidden pixels
+        return f"it embeds patches with a {type(model.patch_embed).__name__}, which overlaps cells"
+    patch = model.patch_embed.patch_size
+    if patch[0] != patch[1]:
+        return f"its patches have {patch[0]} x {patch[1]} pixels, and cells must be square"
+    return ""
+
+
+def timm_model(name: str, *, image_size: tuple[int, int], channels: int, pretrained: bool, **options: Any) -> Any:
+    """timm's model without head or pooling, for images of this size.
+
+    Raises:
+        ValueError: timm does not know the name, or the model does not take such options.
+    """
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no model {name!r}{suggest(name)}")
+    options = {"pretrained": pretrained, "in_chans": channels, "num_classes": 0, "global_pool": ""} | options
+    # Convolutional families take no size; only plain ViTs change theirs from call to call.
+    sizes: list[dict[str, Any]] = [{"img_size": image_size, "dynamic_img_size": True}, {"img_size": image_size}, {}]
+    problem: Exception | None = None
+    for size in sizes:
+        try:
+            return timm.create_model(name, **options, **size)
+        except (TypeError, AssertionError) as error:
+            problem = problem if isinstance(problem, AssertionError) else error
+        except RuntimeError as error:  # an unknown tag of weights
+            raise ValueError(f"timm cannot make {name!r}: {' '.join(str(error).split())}") from error
+    raise ValueError(f"timm cannot make {name!r} without its head: {problem}") from problem
+
+
+def parse_name(text: str) -> tuple[str, dict[str, Any]]:
+    """ "name(key=value, ...)" as name and literal values; brackets may be left out.
+
+    Raises:
+        ValueError: it is written in another way.
+    """
+    if "(" not in text:
+        return text, {}
+    name, _, rest = text.partition("(")
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError("something else")
+        values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{text!r} is not of the form NAME(KEY=VALUE, ...) with plain values") from error
+    return name.strip(), values
+
+
+def suggest(name: str) -> str:
+    """The end of a sentence about a misspelt timm name: "; did you mean A or B?", or nothing."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, [*timm.list_models(), *CONVMAE], n=3)
+    return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -1,0 +1,194 @@
+"""A Swin Transformer of timm's that never computes on a hidden token (GreenMIM, arXiv 2205.13515).
+
+Shapes: B batch, C image channels, H W pixels, h w cells of a stage, K visible tokens, D width, n heads, d width of a
+head, G groups of g slots each (`window_groups.py`), S = G·g.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.models.swin_transformer import PatchMerging, SwinTransformer, SwinTransformerBlock, WindowAttention
+from torch import Tensor, nn
+
+from mimkit.backbones.latent import Encoder, Latent, Level
+from mimkit.backbones.visible import take
+from mimkit.backbones.window_groups import WindowGroups, group_windows
+from mimkit.grids import Grid, grid_for
+from mimkit.masks import Mask
+
+
+class VisibleSwin(Encoder):
+    """Drives the stages of a timm `SwinTransformer` over visible tokens only.
+
+    Visible tokens come out as they would of the dense model, were the hidden ones missing from its windows. A tap
+    lies behind a stage and the merging of patches that follows it.
+
+    Args:
+        swin: the model, without head.
+        name: timm's name for it.
+        image_size: (H, W) it was built for; its windows are fixed, so it takes no other.
+        isolated: stop gradients behind each tap, so that a tap's loss trains the stage before it only (LocalMIM
+            without global back-propagation).
+
+    Raises:
+        ValueError: the last stage's cells, or a block's windows, do not divide the image: timm pads there, which
+            visible tokens alone cannot reproduce.
+    """
+
+    complete = False
+
+    def __init__(
+        self, swin: SwinTransformer, *, name: str, image_size: tuple[int, int], isolated: bool = False
+    ) -> None:
+        super().__init__()
+        self.swin = swin
+        self.name = name
+        self.image_size = image_size
+        self.isolated = isolated
+        self.channels: int = swin.in_chans
+        patch: int = swin.patch_embed.patch_size[0]
+        cells = [patch * 2**i for i in range(len(swin.layers))]
+        self.smallest_cell = cells[-1]
+        self.levels = tuple(
+            Level(dim=stage.blocks[-1].dim, cell=cell)
+            for stage, cell in [*zip(swin.layers, cells, strict=True)][1:] + [(swin.layers[-1], cells[-1])]
+        )
+        grid_for(image_size, self.smallest_cell)
+        self.grids = [grid_for(image_size, cell) for cell in cells]
+        for grid, stage in zip(self.grids, swin.layers, strict=True):
+            for window in [block.window_size for block in stage.blocks]:
+                if grid[0] % window[0] or grid[1] % window[1]:
+                    raise ValueError(
+                        f"windows of {window[0]} x {window[1]} tokens do not divide a stage of {grid[0]} x {grid[1]} "
+                        f"in {name} for images of {image_size[0]} x {image_size[1]} pixels"
+                    )
+
+    @property
+    def norm(self) -> nn.Module:
+        return self.swin.norm
+
+    def forward(self, images: Tensor, mask: Mask | None = None, taps: Sequence[int] = (-1,)) -> list[Latent]:
+        if images.shape[-2:] != self.image_size:
+            (height, width), (h, w) = self.image_size, images.shape[-2:]
+            raise ValueError(f"{self.name} was built for images of {height} x {width} pixels, got {h} x {w}")
+        wanted = self.resolve(taps)
+        ids = None if mask is None else self.ids(mask)
+        x = self.swin.patch_embed(images) if ids is None else self.embed(images, ids[0])
+        at: dict[int, Latent] = {}
+        for i, stage in enumerate(self.swin.layers[: max(wanted) + 1]):
+            if mask is None or ids is None:
+                x = stage.blocks(x)
+            else:
+                x = run_blocks(stage.blocks, x, ids[i][:1] if mask.shared else ids[i], self.grids[i])
+            after = min(i + 1, self.depth - 1)
+            x = merge(self.swin.layers[after].downsample, x) if after > i else x
+            if i in wanted:
+                tokens = x.flatten(1, 2) if ids is None else x
+                there = None if ids is None else ids[after]
+                at[i] = Latent(tokens=tokens, grid=self.grids[after], ids=there, prefix=tokens[:, :0])
+                x = x.detach() if self.isolated else x
+        return [at[i] for i in wanted]
+
+    def ids(self, mask: Mask) -> list[Tensor]:
+        """Raster positions of each stage's visible tokens, int64 [B, K], in the order in which they are computed.
+
+        The last stage's ascend; before it, the four tokens that merge stand together, in the order in which timm
+        concatenates them, so that merging is a reshape.
+
+        Raises:
+            ValueError: the mask's cells do not consist of the last stage's, or it replaces tokens.
+        """
+        (height, width), (h, w) = self.image_size, mask.grid
+        last = self.grids[-1]
+        if last[0] % h or last[1] % w:
+            raise ValueError(
+                f"a mask of {h} x {w} cells over {height} x {width} pixels does not consist of cells of "
+                f"{self.smallest_cell} pixels, the smallest that {self.name} can hide"
+            )
+        if mask.replaced is not None:
+            raise ValueError(f"this mask replaces {mask.replaced_count} cells, and {self.name} has 0 mask tokens")
+        ids = [mask.visible_ids(last)]
+        for grid in self.grids[-2::-1]:
+            coarse = ids[0]
+            corner = 2 * (coarse // (grid[1] // 2)) * grid[1] + 2 * (coarse % (grid[1] // 2))
+            children = torch.stack([corner, corner + grid[1], corner + 1, corner + grid[1] + 1], dim=2)
+            ids.insert(0, children.flatten(1))
+        return ids
+
+    def embed(self, images: Tensor, ids: Tensor) -> Tensor:
+        """The patch embedding's convolution as the matrix product it is, [B, K, D]; hidden pixels are not even read."""
+        h, w = self.grids[0]
+        patches = images.unflatten(3, (w, -1)).unflatten(2, (h, -1)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        stem = self.swin.patch_embed
+        return stem.norm(F.linear(take(patches, ids), stem.proj.weight.flatten(1), stem.proj.bias))
+
+    def timm_weights(self) -> dict[str, Tensor]:
+        return self.swin.state_dict()
+
+
+def merge(merging: PatchMerging, x: Tensor) -> Tensor:
+    """timm's merging of 2 x 2 tokens, for [B, h, w, D], or for visible tokens [B, K, D] in the order of `ids`."""
+    return merging(x) if x.ndim == 4 else merging.reduction(merging.norm(x.unflatten(1, (-1, 4)).flatten(2)))
+
+
+def run_blocks(blocks: Sequence[SwinTransformerBlock], x: Tensor, ids: Tensor, grid: Grid) -> Tensor:
+    """timm's blocks of one stage over visible tokens.
+
+    Args:
+        blocks: in order.
+        x: tokens [B, K, D].
+        ids: int64 [B, K], where they lie, or [1, K] where that is the same for all samples.
+        grid: (h, w) of the stage.
+    """
+    groups: dict[tuple[Grid, Grid], WindowGroups] = {}
+    for block in blocks:
+        windows = (block.window_size, block.shift_size)
+        if windows not in groups:
+            groups[windows] = group_windows(ids, grid, *windows)
+        x = x + block.drop_path1(attend(block.attn, block.norm1(x), groups[windows]))
+        x = x + block.drop_path2(block.mlp(block.norm2(x)))
+    return x
+
+
+def attend(attention: WindowAttention, x: Tensor, groups: WindowGroups) -> Tensor:
+    """Attention of tokens [B, K, D] to the visible tokens of their windows, [B, K, D].
+
+    Where samples have groups of their own, the batch is taken as one sample of B·K tokens in B·G groups. So there are
+    b samples (B or 1) of k tokens (K or B·K) and the same groups for each, which share one bias.
+    """
+    batch, count, _ = x.shape
+    shared = groups.samples == 1
+    b, k = (batch, count) if shared else (1, batch * count)
+    heads: int = attention.num_heads
+    qkv = attention.qkv(x).view(b, k, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind()
+    q, key, v = qkv if groups.slots is None else (part.index_select(2, groups.slots) for part in qkv)
+    # [b, n, G, g, d], of which fused kernels take two batch dimensions.
+    merged = (1, 2) if shared else (0, 1)
+    q, key, v = (part.unflatten(2, groups.inside.shape).flatten(*merged) for part in (q, key, v))
+    bias = window_bias(attention, groups).to(q.dtype)
+    out = F.scaled_dot_product_attention(
+        q,
+        key,
+        v,
+        attn_mask=bias.flatten(0, 1).expand(b, -1, -1, -1) if shared else bias,
+        dropout_p=attention.attn_drop.p if attention.training else 0.0,
+        scale=attention.scale,
+    )
+    out = out.reshape(b, heads, -1, out.shape[-1]).transpose(1, 2)  # [b, S, n, d]
+    out = out if groups.places is None else out.index_select(1, groups.places)
+    return attention.proj_drop(attention.proj(out.reshape(batch, count, -1)))
+
+
+def window_bias(attention: WindowAttention, groups: WindowGroups) -> Tensor:
+    """What is added to the logits, [n, G, g, g]: the relative position bias inside windows, -inf between them.
+
+    For each query the bias to every place in its window is looked up, then each key picks its own: the gradient so
+    adds up over rows, not over single pairs, where a device would have millions wait for few addresses.
+    """
+    area = len(attention.relative_position_index)
+    table = F.embedding(attention.relative_position_index, attention.relative_position_bias_table)  # [area, area, n]
+    table = F.pad(table.transpose(1, 2), (0, 1), value=-math.inf)
+    rows = F.embedding(groups.inside, table.flatten(1)).unflatten(2, (-1, area + 1)).permute(2, 0, 1, 3)
+    return rows.gather(3, groups.keys.expand(len(rows), -1, -1, -1))

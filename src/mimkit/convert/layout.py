@@ -1,0 +1,125 @@
+"""What the translation of a format gives, and the renaming they all use."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from mimkit.grids import Grid, sincos_positions
+
+Weights = dict[str, Tensor]
+Rules = Sequence[tuple[str, str]]
+
+UNUSED: Rules = (
+    (r"(?:head|head_dist|lm_head|classifier|pooler)\..*", "a classifier's, which pre-training has no use for"),
+    (r"fc_norm\..*", "the norm of pooled features, which the classifier alone uses"),
+    (r"target_generator\..*", "the low-pass filter, made afresh"),
+    (r"data_preprocessor\..*", "mean and deviation of the pixels"),
+    (r".*relative_position_index", "indices, made afresh"),
+    (r".*attn_mask", "the shifted windows' mask, made afresh"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the user says of a checkpoint, where it does not say so itself. None leaves it to the checkpoint.
+
+    Args:
+        recipe: of the method, by name.
+        heads, decoder_heads: of attention.
+        target: what was reconstructed, by the name that `--target` takes.
+        patch_merge_order: "published" keeps the channels of Swin's patch merging in the order of the file; "column"
+            takes them to be row-first (LocalMIM's, and GreenMIM's before 2023) and puts them in timm's order.
+    """
+
+    recipe: str | None = None
+    heads: int | None = None
+    decoder_heads: int | None = None
+    target: str | None = None
+    patch_merge_order: Literal["published", "column"] = "published"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Layout:
+    """A checkpoint, translated.
+
+    Args:
+        recipe: the method, by name.
+        backbone: as `create_encoder` takes it.
+        image_size: (H, W) that its position tables are for.
+        settings: others that the recipe needs.
+        weights: by our names, and those not understood by their own.
+        dropped: what is left out on purpose, by its name, and why.
+        notes: what the user should know.
+        encoder_only: whether there is no decoder.
+    """
+
+    recipe: str
+    backbone: str
+    image_size: tuple[int, int]
+    settings: dict[str, Any] = field(default_factory=dict)
+    weights: Weights
+    dropped: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+    encoder_only: bool
+
+
+def rename(weights: Weights, rules: Rules) -> Weights:
+    """The weights under new names: the first rule (pattern of a whole name, what it becomes) that fits each."""
+
+    def renamed(name: str) -> str:
+        for pattern, new in rules:
+            match = re.fullmatch(pattern, name)
+            if match:
+                return match.expand(new)
+        return name
+
+    return {renamed(name): value for name, value in weights.items()}
+
+
+def drop(weights: Weights, reasons: Rules) -> tuple[Weights, dict[str, str]]:
+    """The weights that no pattern of a whole name fits, and the reason for each that one does."""
+    dropped = {}
+    for name in weights:
+        reason = next((reason for pattern, reason in reasons if re.fullmatch(pattern, name)), None)
+        if reason:
+            dropped[name] = reason
+    return {name: value for name, value in weights.items() if name not in dropped}, dropped
+
+
+def drop_sincos(weights: Weights, pattern: str, grid: Grid) -> tuple[Weights, dict[str, str]]:
+    """The weights without the tables, of names that fit the pattern, of the grid's fixed sine-cosine positions."""
+    fixed = [name for name, value in weights.items() if re.fullmatch(pattern, name) and is_sincos(value, grid)]
+    reason = "fixed sine-cosine positions, made afresh"
+    return {name: value for name, value in weights.items() if name not in fixed}, dict.fromkeys(fixed, reason)
+
+
+def is_sincos(table: Tensor, grid: Grid) -> bool:
+    """Whether a table [1, P + N, D] holds zeros for the prefix, then the fixed sine-cosine positions of the grid."""
+    cells = grid[0] * grid[1]
+    if table.ndim != 3 or table.shape[2] % 4 or table.shape[1] < cells:
+        return False
+    prefix, own = table[0].float().split((table.shape[1] - cells, cells))
+    difference = (own - sincos_positions(grid, table.shape[2])).abs().max()
+    return not prefix.any() and difference.item() < 1e-3  # as much as half precision may cost
+
+
+def move_fc_norm(weights: Weights, norm: str = "norm") -> tuple[Weights, list[str]]:
+    """Fine-tuned models norm after pooling, and have no final norm: theirs takes its place."""
+    if f"{norm}.weight" in weights or "fc_norm.weight" not in weights:
+        return weights, []
+    moved = rename(weights, ((r"fc_norm\.(\w+)", rf"{norm}.\1"),))
+    return moved, ["fine-tuned: fc_norm, which stood behind the pooling, becomes the final norm of each token"]
+
+
+def count(weights: Weights, pattern: str) -> int:
+    """How many values the group of a pattern takes at the beginnings of names."""
+    return len({match[1] for match in (re.match(pattern, name) for name in weights) if match})
+
+
+def named(base: str, **options: Any) -> str:
+    """A backbone's name with its keyword arguments."""
+    written = ",".join(f"{key}={value!r}".replace(" ", "") for key, value in options.items())
+    return f"{base}({written})" if written else base

@@ -1,0 +1,77 @@
+"""The values a method is trained with, and the learning rate they make."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How a method is trained; each recipe carries its paper's values.
+
+    Args:
+        epochs: passes over the training images.
+        batch_size: images per step, over all processes and accumulated micro-batches.
+        base_lr: the peak learning rate, for lr_batch images per step: it is multiplied by batch_size / lr_batch.
+        warmup_epochs: linear warm-up, step by step.
+        min_lr: where the half cosine after it ends, likewise for lr_batch images.
+        warmup_lr: where the warm-up begins, likewise.
+        drops: epochs at which the learning rate falls to a tenth; with any, they replace the cosine (SimMIM's long
+            run).
+        betas, weight_decay: AdamW's. One-dimensional parameters are not decayed.
+        decay_tokens: decay class and mask tokens too, as MAE's code does.
+        decay_positions: decay learned positions and relative position biases too, as SimMIM's code does to Swin's.
+        clip_grad: largest gradient norm; None leaves gradients alone.
+        precision: bf16 autocast, or float32 throughout.
+    """
+
+    epochs: int
+    batch_size: int
+    base_lr: float
+    lr_batch: int = 256
+    warmup_epochs: float = 40
+    min_lr: float = 0.0
+    warmup_lr: float = 0.0
+    drops: tuple[float, ...] = ()
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    decay_tokens: bool = True
+    decay_positions: bool = False
+    clip_grad: float | None = None
+    precision: Literal["bf16", "fp32"] = "bf16"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "base_lr", "lr_batch", "clip_grad"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"--weight-decay must be at least 0, got {self.weight_decay}")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise ValueError(
+                f"--warmup-epochs must be at least 0 and below --epochs {self.epochs}, got {self.warmup_epochs:g}"
+            )
+        for name in ("warmup_lr", "min_lr"):
+            if not 0 <= getattr(self, name) <= self.base_lr:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {getattr(self, name):g} must lie in 0 .. --base-lr {self.base_lr:g}"
+                )
+
+    @property
+    def peak_lr(self) -> float:
+        return self.base_lr * self.scale
+
+    @property
+    def scale(self) -> float:
+        return self.batch_size / self.lr_batch
+
+    def lr(self, epoch: float) -> float:
+        """Learning rate `epoch` epochs into the run: linear warm-up, then half a cosine (MAE §A.1), or drops."""
+        if epoch < self.warmup_epochs:
+            start = self.warmup_lr * self.scale
+            return start + (self.peak_lr - start) * epoch / self.warmup_epochs
+        if self.drops:
+            return self.peak_lr * 0.1 ** sum(epoch >= drop for drop in self.drops)
+        progress = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
+        end = self.min_lr * self.scale
+        return end + (self.peak_lr - end) * 0.5 * (1 + math.cos(math.pi * progress))
