@@ -27,6 +27,7 @@ def probe_source(
     image_size: Sequence[int] | None,
     device: str,
     workers: int | None,
+    recipe: str | None = None,
 ) -> dict[str, Any]:
     """Accuracies in percent, under "linear" and "knn", with the numbers of images and classes.
 
@@ -35,7 +36,7 @@ def probe_source(
     """
     machine = Machine(device=device, workers=workers)
     place, readers = choose_device(machine.device), choose_workers(machine.workers)
-    encoder = load_encoder(source, image_size=as_size(image_size))
+    encoder = load_encoder(source, image_size=as_size(image_size), recipe=recipe)
     if not 0 <= held_out < 1:
         raise ValueError(f"--held-out must be at least 0 and below 1, got {held_out}")
     with naming("--data"):
@@ -67,12 +68,18 @@ def probe_source(
 
 
 def embed_source(
-    source: str, data: Path, out: Path, image_size: Sequence[int] | None, device: str, workers: int | None
+    source: str,
+    data: Path,
+    out: Path,
+    image_size: Sequence[int] | None,
+    device: str,
+    workers: int | None,
+    recipe: str | None = None,
 ) -> str:
     """Write `out`, an .npz of features, paths and labels; returns one line that says so."""
     machine = Machine(device=device, workers=workers)
     place, readers = choose_device(machine.device), choose_workers(machine.workers)
-    encoder = load_encoder(source, image_size=as_size(image_size))
+    encoder = load_encoder(source, image_size=as_size(image_size), recipe=recipe)
     with naming("--data"):
         images = find_all(data)
     features, ids, skipped = extract(encoder, images, device=place, workers=readers)
@@ -91,7 +98,13 @@ def embed_source(
 
 
 def reconstruct_images(
-    source: str, images: Sequence[Path], out: Path, mask_ratio: float | None, seed: int, device: str
+    source: str,
+    images: Sequence[Path],
+    out: Path,
+    mask_ratio: float | None,
+    seed: int,
+    device: str,
+    recipe: str | None = None,
 ) -> list[Path]:
     """Write one PNG for each image: original, visible, reconstruction; returns their paths.
 
@@ -101,7 +114,7 @@ def reconstruct_images(
     if not images:
         raise ValueError("IMAGES: name at least one image file")
     place = choose_device(device)
-    method = load_method(source).to(place)
+    method = load_method(source, recipe=recipe).to(place)
     if mask_ratio is not None:
         with naming("--mask-ratio"):
             method.mask = method.mask.hiding(mask_ratio)

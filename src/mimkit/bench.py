@@ -1,7 +1,8 @@
 """Speed, measured beside peers in the same run: machines are noisy, ratios of alternating runs are less so."""
 
+import multiprocessing
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -41,7 +42,7 @@ def summary(seconds: dict[str, list[float]], images: int) -> dict[str, Any]:
 
 
 def bench_step(
-    recipe: str,
+    recipes: Sequence[str],
     settings: Settings,
     *,
     batch_size: int,
@@ -50,31 +51,71 @@ def bench_step(
     peers: bool,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Forward, backward and AdamW of one batch, random images; with `peers`, beside Hugging Face's ViTMAE.
+    """Forward, backward and AdamW of one batch of random images: speed and memory of recipes, side by side.
+
+    Args:
+        recipes: the first is compared with each of the others.
+        settings: parts that replace theirs.
+        batch_size, precision: of the step.
+        rounds: repetitions; medians are reported.
+        peers: also Hugging Face's ViTMAE, the peer of recipe mae.
+        device: where to compute.
 
     Raises:
-        ValueError: peers are asked for where `transformers` is missing or the recipe has no peer.
+        ValueError: peers are asked for where `transformers` is missing or there is no peer.
     """
-    composed = compose(recipe, settings)
-    method = build(composed)
-    tune_attention(method, device, precision)
-    images = torch.randn(batch_size, composed.channels, *composed.image_size, device=device)
-    works = {"mimkit": step_of(method, images, precision)}
+    works: dict[str, Callable[[], None]] = {}
+    result: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "device": str(device)}
+    result |= {"threads": torch.get_num_threads(), "rounds": rounds}
+    for name in recipes:
+        composed = compose(name, settings)
+        method = build(composed)
+        tune_attention(method, device, precision)
+        kind = "dense" if method.encoder.complete else "visible"
+        result[f"{name}_encoder"] = f"{method.encoder.name} at {composed.image_size}, {kind}"
+        images = torch.randn(batch_size, composed.channels, *composed.image_size, device=device)
+        works[name] = step_of(method, images, precision)
     if peers:
         works["huggingface"] = step_of(
-            huggingface_vitmae(recipe, method.encoder.name, composed.image_size), images, precision
+            huggingface_vitmae(recipes[0], method.encoder.name, composed.image_size), images, precision
         )
-    seconds = alternate(works, rounds)
-    return {
-        "recipe": recipe,
-        "backbone": method.encoder.name,
-        "image_size": list(composed.image_size),
-        "batch_size": batch_size,
-        "precision": precision,
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "rounds": rounds,
-    } | summary(seconds, batch_size)
+    result |= summary(alternate(works, rounds), batch_size)
+    memory = {name: peak_memory(name, settings, batch_size, precision, device) for name in recipes}
+    result |= {f"{name}_peak_memory_mib": value for name, value in memory.items()}
+    first = memory[recipes[0]]
+    return result | {f"memory_against_{name}": first / value for name, value in memory.items() if name != recipes[0]}
+
+
+def peak_memory(
+    recipe: str, settings: Settings, batch_size: int, precision: Literal["bf16", "fp32"], device: torch.device
+) -> float:
+    """MiB that two steps need at most, weights and optimiser included: in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak_memory, (recipe, settings, batch_size, precision, str(device)))
+
+
+def _peak_memory(
+    recipe: str, settings: Settings, batch_size: int, precision: Literal["bf16", "fp32"], device: str
+) -> float:
+    torch.nn.Linear(8, 8).to(device)(torch.randn(8, 8, device=device)).sum().backward()  # what torch itself takes
+    before = resident("VmRSS")
+    composed = compose(recipe, settings)
+    method = build(composed)
+    tune_attention(method, torch.device(device), precision)
+    step = step_of(method, torch.randn(batch_size, composed.channels, *composed.image_size, device=device), precision)
+    step()
+    step()
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> float:
+    """This process's memory in MiB: VmRSS is what it has now, VmHWM the most it had (Linux; nan elsewhere)."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field)), float("nan"))
 
 
 def step_of(model: nn.Module, images: torch.Tensor, precision: str) -> Callable[[], None]:

@@ -46,7 +46,7 @@ def pretrain(
     """Pre-train a backbone on a folder of images.
 
     Args:
-        recipe: a name from `mimkit recipes`.
+        recipe: a name from `mimkit recipes`, or FILE.py:NAME for a function of your own that returns a Recipe.
         settings: what to train.
         machine: where to train it.
         out: run folder, new or empty.
@@ -57,17 +57,18 @@ def pretrain(
     return finish(out, work(recipe, settings, out, machine=machine, overwrite=overwrite))
 
 
-def resume(run: Positional[Path], machine: OmitArgPrefixes[Machine]) -> int:
+def resume(run: Positional[Path], machine: OmitArgPrefixes[Machine], *, recipe: str | None = None) -> int:
     """Continue a run exactly where its last checkpoint left it.
 
     Args:
         run: run folder.
         machine: where to train it.
+        recipe: FILE.py:NAME, for a run made with a recipe from a file of your own.
     """
     from mimkit.pretrain import resume as work
     from mimkit.runs import Run
 
-    return finish(run, work(Run(run), machine=machine))
+    return finish(run, work(Run(run), machine=machine, recipe=recipe))
 
 
 def probe(
@@ -79,6 +80,7 @@ def probe(
     image_size: tuple[int, ...] | None = None,
     device: str = "auto",
     workers: int | None = None,
+    recipe: str | None = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> int:
     """Accuracy of frozen features on held-out images of a folder with class folders.
@@ -91,11 +93,12 @@ def probe(
         image_size: one number or height and width, for timm:NAME and random:NAME.
         device: cpu, cuda, ...
         workers: processes that read images.
+        recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
         as_json: print JSON.
     """
     from mimkit.after import probe_source
 
-    scores = probe_source(source, data, kind, held_out, image_size, device, workers)
+    scores = probe_source(source, data, kind, held_out, image_size, device, workers, recipe)
     if as_json:
         print(json.dumps(scores, indent=1))
         return 0
@@ -117,6 +120,7 @@ def embed(
     image_size: tuple[int, ...] | None = None,
     device: str = "auto",
     workers: int | None = None,
+    recipe: str | None = None,
 ) -> int:
     """Features of every image, into one .npz with `features`, `paths`, and `labels` where there are class folders.
 
@@ -127,11 +131,12 @@ def embed(
         image_size: one number or height and width, for timm:NAME and random:NAME.
         device: cpu, cuda, ...
         workers: processes that read images.
+        recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
     """
     refuse_unwritable(out)
     from mimkit.after import embed_source
 
-    print(embed_source(source, data, out, image_size, device, workers))
+    print(embed_source(source, data, out, image_size, device, workers, recipe))
     return 0
 
 
@@ -143,6 +148,7 @@ def reconstruct(
     mask_ratio: float | None = None,
     seed: int = 0,
     device: str = "auto",
+    recipe: str | None = None,
 ) -> int:
     """Pictures of what a method sees and what it makes of it, one PNG for each image.
 
@@ -153,11 +159,12 @@ def reconstruct(
         mask_ratio: hidden share; default: as trained.
         seed: of the masks.
         device: cpu, cuda, ...
+        recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
     """
     refuse_unwritable(out / "0000.png")
     from mimkit.after import reconstruct_images
 
-    for path in reconstruct_images(source, images, out, mask_ratio, seed, device):
+    for path in reconstruct_images(source, images, out, mask_ratio, seed, device, recipe):
         print(path)
     return 0
 
@@ -206,11 +213,11 @@ def export(
 
 def bench(
     what: Positional[Literal["step", "data"]],
-    recipe: Positional[str] = "mae",
     *,
+    recipe: tuple[str, ...] = ("mae",),
     data: Path | None = None,
     backbone: str | None = None,
-    image_size: tuple[int, ...] = (224,),
+    image_size: tuple[int, ...] | None = None,
     batch_size: int = 16,
     images: int = 256,
     precision: Literal["bf16", "fp32"] = "fp32",
@@ -223,10 +230,10 @@ def bench(
 
     Args:
         what: step, or data.
-        recipe: for step: a name from `mimkit recipes`.
+        recipe: for step: names from `mimkit recipes`; the first is compared with the others.
         data: for data: a folder of images.
         backbone: for step: instead of the recipe's.
-        image_size: side of the images in pixels, or height and width.
+        image_size: side of the images in pixels, or height and width; default: the recipe's, or 224.
         batch_size: for step: images per step.
         images: for data: files to read in each round.
         precision: for step: bf16 autocast or float32.
@@ -240,11 +247,10 @@ def bench(
     from mimkit.settings import as_size
 
     size = as_size(image_size)
-    assert size is not None
     if what == "data":
         if data is None:
             raise ValueError("bench data needs --data, a folder of images")
-        result = benches.bench_data(data, image_size=size, images=images, rounds=rounds)
+        result = benches.bench_data(data, image_size=size or (224, 224), images=images, rounds=rounds)
     else:
         result = benches.bench_step(
             recipe,

@@ -58,7 +58,13 @@ def compose(recipe: str, settings: Settings) -> Recipe:
         ValueError: an unknown name, or a value that does not fit; the message names the flag.
     """
     base = find_recipe(recipe)
-    normalization = Normalization.for_channels(settings.channels or base.channels)
+    channels = settings.channels or base.channels
+    statistics = base.statistics
+    if settings.mean is not None and settings.std is not None:
+        if len(settings.mean) != channels:
+            raise ValueError(f"--mean, --std: {len(settings.mean)} numbers for images of {channels} channels")
+        statistics = Normalization(settings.mean, settings.std)
+    normalization = statistics or Normalization.for_channels(channels)
     views = {"random-resized-crop": RandomResizedCrop, "simple-resized-crop": SimpleResizedCrop}
     masks = {
         "random": RandomMask,
@@ -107,9 +113,11 @@ def compose(recipe: str, settings: Settings) -> Recipe:
     for name in ("image_size", "channels"):
         if getattr(settings, name) is not None:
             parts[name] = getattr(settings, name)
-    changed = replace(base, **parts)
+    changed = replace(base, **parts, statistics=statistics)
 
     encoder = given(settings, backbone="name", encoder="kind")
+    if settings.mask == "uniform":
+        encoder["mask_token"] = True
     if settings.class_tokens is not None:
         encoder["reg_tokens"] = settings.class_tokens - 1
     mask = given(settings, mask_ratio="ratio", mask_cell="cell", predict_share="scored")

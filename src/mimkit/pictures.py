@@ -4,6 +4,7 @@ Shapes: B images, C channels, H W pixels.
 """
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,12 +24,15 @@ def columns(method: Method) -> list[str]:
 
 @torch.no_grad()
 def reconstruct(method: Method, images: Tensor, keys: Tensor) -> Tensor | None:
-    """uint8 images [B, C, H, W] to a row of pictures for each, floats 0..1 [B, columns, C, H, W].
+    """uint8 images [B, C, H, W] to a row of pictures for each mask of each, floats 0..1 [B, columns, C, H, W].
 
     None where the target has no picture. `keys` draw the masks.
     """
     normalized = method.normalization.from_bytes(images)
-    output = method(normalized, keys=keys)
+    mask = method.mask.sample(keys, (images.shape[-2], images.shape[-1]), method.encoder.cell).scoring_all()
+    normalized = normalized.repeat_interleave(mask.copies, dim=0)
+    images = images.repeat_interleave(mask.copies, dim=0)
+    output = method(normalized, mask=replace(mask, copies=1))
     prediction = method.target.picture(output.predictions[0].float(), normalized)
     if prediction is None:
         return None

@@ -24,7 +24,7 @@ from mimkit.precision import choose_precision, tune_attention
 from mimkit.recipes import Recipe, build, parts_in_words
 from mimkit.runs import Run, refuse_nonempty
 from mimkit.settings import Machine, Settings
-from mimkit.sources import require_same_parts
+from mimkit.sources import recompose
 from mimkit.train import Evaluator, TrainingStopped, fit
 
 PICTURES = 8
@@ -133,16 +133,21 @@ def pretrain(recipe: str, settings: Settings, out: Path, *, machine: Machine = H
     return execute(request, run, machine, device)
 
 
-def resume(run: Run, *, machine: Machine = HERE) -> bool:
+def resume(run: Run, *, machine: Machine = HERE, recipe: str | None = None) -> bool:
     """Continue a run exactly where its last checkpoint left it.
+
+    Args:
+        run: what to continue.
+        machine: device, reading processes and the like.
+        recipe: FILE.py:NAME, for a run made with a recipe from a file of your own.
 
     Raises:
         ValueError: the images are not those the run began with.
     """
     device = choose_device(machine.device)
     require_sinks(machine)
-    request = plan(run.facts["recipe"], Settings.from_json(run.facts["settings"]), device=device)
-    require_same_parts(run.facts, request.recipe, run.folder)
+    recompose(run.facts, run.folder, recipe)
+    request = plan(recipe or run.facts["recipe"], Settings.from_json(run.facts["settings"]), device=device)
     if run.facts["training"] != str(request.recipe.train):
         raise ValueError(f"{run.folder} began with {run.facts['training']}, which is {request.recipe.train} now")
     if run.facts["data"]["fingerprint"] != fingerprint(request):
@@ -203,7 +208,8 @@ def describe(request: Plan) -> list[str]:
     height, width = request.recipe.image_size
     labels = f"{len(request.train.classes)} classes" if request.train.classes else "no class folders"
     return [
-        f"{request.name}: {encoder.name} at {height} x {width}, {parameters(encoder):,} parameters",
+        f"{request.name}: {encoder.name} at {height} x {width}, {parameters(encoder):,} parameters, "
+        f"{'mask tokens in place of hidden cells' if encoder.complete else 'computing on visible tokens only'}",
         f"data: {len(request.train):,} training and {len(request.held_out):,} held-out images, {labels}",
         f"training: {values.epochs} epochs, batch {values.batch_size} ({settings.micro_batch} at once), peak learning "
         f"rate {values.peak_lr:.3g} = {values.base_lr:g} x {values.batch_size} / {values.lr_batch}, {values.precision}",

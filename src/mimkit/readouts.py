@@ -87,7 +87,7 @@ class Fused(Readout):
         super().__init__()
         if len(set(encoder.levels)) > 1:
             raise ValueError(
-                f"Fused needs one grid; {encoder.name} has {len(set(encoder.levels))}: use --readout fused-hierarchical"
+                f"Fused needs one grid; {encoder.name} has {encoder.depth}: use --readout fused-hierarchical"
             )
         self.taps = spread(encoder, taps)
         self.levels = encoder.levels[-1:]

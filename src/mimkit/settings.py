@@ -25,6 +25,10 @@ class Settings:
     """Side of the training crop in pixels, or its height and width."""
     channels: Literal[1, 3] | None = None
     """3 for colour, 1 for grey."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel's pixels in 0..1; default: ImageNet's."""
+    std: tuple[float, ...] | None = None
+    """Their deviation; default: ImageNet's."""
     view: str | None = None
     """Training crop: random-resized-crop, simple-resized-crop."""
     mask: str | None = None
@@ -78,7 +82,7 @@ class Settings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", Path(self.data))
         object.__setattr__(self, "image_size", as_size(self.image_size))
-        for name in ("taps", "hog_offsets"):  # JSON has lists
+        for name in ("taps", "hog_offsets", "mean", "std"):  # JSON has lists
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         counts = ("mask_cell", "class_tokens", "decoder_width", "decoder_depth", "decoder_heads", "micro_batch")
@@ -86,6 +90,10 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{flag(name)} must be at least 1, got {value}")
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise ValueError(f"--mean and --std go together, one number each per channel; got {self.mean}, {self.std}")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"--std must be above 0, got {self.std}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"--seed must lie in 0 .. 2**63 - 1, got {self.seed}")
         for name in ("held_out", "skipped_share"):

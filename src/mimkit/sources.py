@@ -27,12 +27,15 @@ from mimkit.settings import Settings
 from mimkit.views import Normalization
 
 
-def load_encoder(source: str | Path, *, image_size: tuple[int, int] | None = None) -> ImageEncoder:
+def load_encoder(
+    source: str | Path, *, image_size: tuple[int, int] | None = None, recipe: str | None = None
+) -> ImageEncoder:
     """The encoder of a source, ready for images.
 
     Args:
         source: see the module's first lines.
         image_size: (H, W) for timm's and random ones; runs and files keep theirs.
+        recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
 
     Raises:
         ValueError: the source is of no known kind, or holds nothing to load.
@@ -45,10 +48,16 @@ def load_encoder(source: str | Path, *, image_size: tuple[int, int] | None = Non
         if config is None or kind == "random":
             return ImageEncoder(encoder, Normalization.for_channels(encoder.channels)).eval()
         return ImageEncoder(encoder, Normalization(tuple(config.mean), tuple(config.std))).eval()
-    method = load_method(source)
-    if image_size not in (None, method.encoder.image_size):
+    request, weights = read_source(Path(source))
+    parts = recompose(request, source, recipe)
+    with torch.random.fork_rng(devices=[]):
+        encoder = parts.encoder(image_size=parts.image_size, channels=parts.channels)
+    if image_size not in (None, encoder.image_size):
         raise ValueError(f"--image-size {image_size} is for timm:NAME and random:NAME; {source} has its own")
-    return ImageEncoder(method.encoder, method.normalization).eval().requires_grad_(False)
+    encoder.load_state_dict(
+        {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
+    )
+    return ImageEncoder(encoder, parts.normalization).eval().requires_grad_(False)
 
 
 def pretrained_config(name: str) -> Any:
@@ -60,21 +69,42 @@ def pretrained_config(name: str) -> Any:
         raise ValueError(f"timm has no weights {name!r}: {error}") from error
 
 
-def load_method(source: str | Path) -> Method:
+def load_method(source: str | Path, *, recipe: str | None = None) -> Method:
     """The whole method of a run folder or an exported file, decoder included, in evaluation mode.
 
     `method(images, mask=Mask(hidden))` gives `.loss`, `.per_level`, `.predictions`, `.mask`.
 
+    Args:
+        source: see the module's first lines.
+        recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
+
     Raises:
-        ValueError: the source is neither, or holds no weights.
+        ValueError: the source is neither, or holds no weights or those of an encoder only.
     """
     request, weights = read_source(Path(source))
-    recipe = compose(request["recipe"], Settings.from_json(request["settings"]))
-    require_same_parts(request, recipe, source)
+    if request.get("encoder_only"):
+        raise ValueError(f"{source} holds an encoder only, without the decoder that reconstruction needs")
+    parts = recompose(request, source, recipe)
     with torch.random.fork_rng(devices=[]):
-        method = build(recipe)
+        method = build(parts)
     method.load_state_dict(weights)
     return method.eval()
+
+
+def recompose(request: dict[str, Any], source: str | Path, recipe: str | None = None) -> Recipe:
+    """The recipe that a source was made with. A recipe from a user's file is run only where the caller names it.
+
+    Raises:
+        ValueError: it is from a file that was not named, or has other parts today.
+    """
+    made_with = request["recipe"]
+    if ":" in made_with and recipe is None:
+        raise ValueError(f"{source} was made with a recipe from a file: name it with --recipe {made_with}")
+    if recipe is not None and recipe.rpartition(":")[2] != made_with.rpartition(":")[2]:
+        raise ValueError(f"{source} was made with recipe {made_with}, not with --recipe {recipe}")
+    composed = compose(recipe or made_with, Settings.from_json(request["settings"]))
+    require_same_parts(request, composed, source)
+    return composed
 
 
 def require_same_parts(request: dict[str, Any], recipe: Recipe, source: str | Path) -> None:

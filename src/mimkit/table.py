@@ -1,13 +1,20 @@
 """The recipes as a table."""
 
+from functools import partial
 from typing import Any
 
 from mimkit.compose import recipes
-from mimkit.recipes import parts_in_words
+from mimkit.recipes import Recipe, parts_in_words
+
+ENCODERS = """\
+encoders (--backbone, --encoder): any recipe takes any backbone that its parts fit, and refuses others with the reason
+  visible   plain ViTs and Swin of timm, convmae_base   computes on visible tokens only
+  dense     whatever of timm hands out intermediate features (ViT, BEiT, Swin, SwinV2, ConvNeXt, Hiera, ResNet, ...)
+            mask tokens in place of hidden cells; features equal timm's own bit for bit"""
 
 
 def as_rows() -> list[dict[str, Any]]:
-    """One mapping for each recipe: name, paper, parts, training values, published numbers."""
+    """One mapping for each recipe: name, paper, parts, training values, published numbers, what verifies it."""
     rows = []
     for name, make in recipes().items():
         recipe = make()
@@ -17,16 +24,33 @@ def as_rows() -> list[dict[str, Any]]:
             f"warm-up {values.warmup_epochs:g}, AdamW {values.betas}, weight decay {values.weight_decay:g}"
         )
         parts = parts_in_words(recipe) | {"training": training}
-        rows.append({"recipe": name, "paper": recipe.paper, "parts": parts, "published": recipe.published})
+        row = {"recipe": name, "paper": recipe.paper, "backbone": backbone(recipe), "parts": parts}
+        rows.append(row | {"published": recipe.published, "verified": recipe.verified})
     return rows
 
 
+def backbone(recipe: Recipe) -> str:
+    """Which backbone a recipe has by itself, and how it is encoded."""
+    assert isinstance(recipe.encoder, partial)
+    name = str(recipe.encoder.keywords["name"]).partition("(")[0]
+    return f"{name}, {recipe.encoder.keywords.get('kind') or 'visible'}"
+
+
 def as_table() -> str:
-    """The same for reading: a block of lines for each recipe."""
-    blocks = []
-    for row in as_rows():
-        lines = [f"{row['recipe']:12}{row['paper']}"]
+    """The same for reading: method x backbone x what verifies it, then a block of lines for each recipe."""
+    rows = as_rows()
+    summary = [f"{'recipe':21}{'backbone':40}verified against"]
+    summary += [f"{row['recipe']:21}{row['backbone']:40}{row['verified']}" for row in rows]
+    blocks = ["\n".join(summary), ENCODERS]
+    for row in rows:
+        lines = [f"{row['recipe']:21}{row['paper']}"]
         lines += [f"  {part:10}{words}" for part, words in row["parts"].items()]
         lines += [f"  published {row['published']}"] if row["published"] else []
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def as_markdown() -> str:
+    """The summary as the README has it."""
+    rows = [f"| `{row['recipe']}` | {row['paper']} | {row['backbone']} | {row['verified']} |" for row in as_rows()]
+    return "\n".join(["| recipe | paper | backbone | verified against |", "| --- | --- | --- | --- |", *rows])

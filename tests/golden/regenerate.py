@@ -1,15 +1,21 @@
-"""Writes curves.json: the losses of every recipe's first 20 steps on a tiny ViT and made images, in float32.
+"""Writes curves.json: the losses of every recipe's first 20 steps on a tiny backbone and made images, in float32.
 
     python tests/golden/regenerate.py
 
-A change of any number below, or of any part of a method, changes the curves: say in the commit why they may change.
+A change of any number below or in tests/tiny.py, or of any part of a method, changes the curves: say in the commit why
+they may change.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tiny`, where pytest has not put it there
+
+from tiny import TINY
 
 from mimkit.compose import compose, recipes
 from mimkit.randomness import sample_keys
@@ -23,41 +29,28 @@ STEPS_PER_EPOCH, EPOCHS, BATCH = 4, 5, 8
 
 def curve(name: str) -> list[float]:
     """The losses of a recipe's first steps, with its own parts, made small, and one schedule for all."""
-    settings = Settings(
-        data=Path(),
-        backbone="test_vit",
-        image_size=(64, 64),
-        mask_ratio=0.75,
-        decoder_width=32,
-        decoder_depth=1,
-        decoder_heads=2,
-        epochs=EPOCHS,
-        batch_size=BATCH,
-        base_lr=0.032,
-        warmup_epochs=1,
-        precision="fp32",
-    )
-    recipe = compose(name, settings)
+    schedule = {"epochs": EPOCHS, "batch_size": BATCH, "base_lr": 0.032, "warmup_epochs": 1, "precision": "fp32"}
+    recipe = compose(name, Settings(data=Path(), **TINY[name], **schedule))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         method = build(recipe).train()
-    state, losses = State(method, recipe.train), []
+    state, losses, pictures = State(method, recipe.train), [], images(recipe.image_size[0])
     for step in range(EPOCHS * STEPS_PER_EPOCH):
         epoch, place = divmod(step, STEPS_PER_EPOCH)
         numbers = torch.arange(place * BATCH, (place + 1) * BATCH)
-        loss = method(images()[numbers], keys=sample_keys(0, epoch, numbers)).loss
+        loss = method(pictures[numbers], keys=sample_keys(0, epoch, numbers)).loss
         loss.backward()
         state.update(loss.detach(), recipe.train.lr(step / STEPS_PER_EPOCH))
         losses.append(float(loss.detach()))
     return losses
 
 
-def images() -> Tensor:
-    """uint8 [32, 3, 64, 64]: coloured blocks of 8 pixels with fine noise, whole numbers only."""
+def images(side: int) -> Tensor:
+    """uint8 [32, 3, side, side]: coloured blocks of 8 pixels with fine noise, whole numbers only."""
     generator = torch.Generator().manual_seed(0)
     count = STEPS_PER_EPOCH * BATCH
-    blocks = torch.randint(200, (count, 3, 8, 8), generator=generator)
-    noise = torch.randint(56, (count, 3, 64, 64), generator=generator)
+    blocks = torch.randint(200, (count, 3, side // 8, side // 8), generator=generator)
+    noise = torch.randint(56, (count, 3, side, side), generator=generator)
     return (blocks.repeat_interleave(8, 2).repeat_interleave(8, 3) + noise).to(torch.uint8)
 
 
@@ -67,7 +60,7 @@ def main() -> None:
     curves = {name: curve(name) for name in recipes()}
     CURVES.write_text(json.dumps(curves, indent=1) + "\n")
     for name, losses in curves.items():
-        print(f"{name:12}{losses[0]:.6f} to {losses[-1]:.6f}")
+        print(f"{name:20}{losses[0]:.6f} to {losses[-1]:.6f}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from mimkit.backbones import Latent, VisibleViT, create_encoder
+from mimkit.backbones import DenseEncoder, Latent, VisibleViT, create_encoder
 from mimkit.grids import resize_positions, sincos_positions
 
 FAMILIES = {  # name: number of prefix tokens
@@ -88,7 +88,7 @@ def test_taps_come_in_the_order_asked_and_count_from_the_end():
         assert torch.equal(latent.tokens, by_index[index].tokens)
         assert torch.equal(latent.prefix, by_index[index].prefix)
     for tap in (4, -5):
-        with pytest.raises(ValueError, match=rf"tap {tap} lies outside the 4 blocks"):
+        with pytest.raises(ValueError, match=rf"tap {tap} lies outside the 4 of vit_tiny_patch16_224"):
             encoder(images, None, (0, tap))
 
 
@@ -180,21 +180,47 @@ def test_learned_positions_stay_learned_where_asked():
     assert encoder.vit.pos_embed.shape == (1, 17, 64)
 
 
+NOT_PLAIN = {
+    "vit_tiny_r_s16_p8_224": "embeds patches with a HybridEmbed",  # ResNet stem: its kernels overlap cells
+    "vitamin_small_224": "embeds patches with a HybridEmbed",
+    "swinv2_tiny_window8_256": "is a SwinTransformerV2",
+    "eva02_tiny_patch14_224": "is a Eva",  # rotary positions must be masked too
+    "resnet18": "is a ResNet",
+}
+
+
+@pytest.mark.parametrize("name", NOT_PLAIN)
+def test_models_that_cannot_be_driven_over_visible_tokens_are_refused(name):
+    with pytest.raises(
+        ValueError, match=rf"^{name} cannot .* visible tokens only: it {NOT_PLAIN[name]}.*--encoder dense"
+    ):
+        create_encoder(name, image_size=(224, 224), kind="visible")
+    with pytest.raises(ValueError, match=rf"isolated .* visible tokens only, but for {name}: it {NOT_PLAIN[name]}"):
+        create_encoder(name, image_size=(224, 224), isolated=True)
+
+
+@pytest.mark.parametrize("name", NOT_PLAIN)
+def test_where_nobody_asks_for_visible_tokens_they_are_driven_densely(name):
+    size = (256, 256) if name.startswith("swinv2") else (224, 224)
+    encoder = create_encoder(name, image_size=size)
+    assert isinstance(encoder, DenseEncoder)
+    assert encoder.complete
+    assert encoder.name == name
+
+
+@pytest.mark.parametrize("kind", [None, "visible", "dense"])
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vit_tiny_r_s16_p8_224", "embeds patches with a HybridEmbed"),  # ResNet stem: its kernels overlap cells
-        ("vitamin_small_224", "embeds patches with a HybridEmbed"),
-        ("deit_tiny_distilled_patch16_224", "no plain ViT"),  # a distillation token in the prefix
-        ("swin_tiny_patch4_window7_224", "no plain ViT"),
-        ("eva02_tiny_patch14_224", "no plain ViT"),  # rotary positions must be masked too
-        ("resnet18", "no plain ViT"),
+        ("deit_tiny_distilled_patch16_224", "cannot make .* without its head: The distilled head"),
         ("vit_tiny_patch16_244", "timm has no model 'vit_tiny_patch16_244'; did you mean vit_tiny_patch16_224"),
+        ("vit_tiny_patch16_224.no_such_tag", "timm cannot make 'vit_tiny_patch16_224.no_such_tag'.*no_such_tag"),
+        ("vit_tiny_patch16_224(dept=3)", "timm cannot make 'vit_tiny_patch16_224'.*'dept'"),
     ],
 )
-def test_models_that_cannot_be_driven_are_refused(name, message):
+def test_models_that_cannot_be_made_are_refused_for_every_kind(name, kind, message):
     with pytest.raises(ValueError, match=message):
-        create_encoder(name, image_size=(224, 224))
+        create_encoder(name, image_size=(224, 224), kind=kind)
 
 
 def test_size_must_be_whole_patches():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mimkit.backbones import Latent
 from mimkit.decoders import LinearDecoder, TransformerDecoder
 from mimkit.losses import absolute, squared
-from mimkit.masks import RandomMask
+from mimkit.masks import Mask, RandomMask
 from mimkit.method import Method
 from mimkit.readouts import Fused, Last
 from mimkit.targets import LowFreqPixels, Pixels
@@ -159,8 +159,8 @@ class Coarser(nn.Module):
         super().__init__()
         self.fine = TransformerDecoder(dim, values, grid, width=32, depth=1, heads=4)
 
-    def forward(self, latent: Latent) -> Tensor:
-        return self.fine(latent).unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).mean(dim=(2, 4))
+    def forward(self, latent: Latent, mask: Mask | None = None) -> Tensor:
+        return self.fine(latent, mask).unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).mean(dim=(2, 4))
 
 
 @pytest.mark.parametrize("target", [Pixels(), LowFreqPixels(normalized=False)])
@@ -213,7 +213,7 @@ def test_levels_and_decoders_must_match_in_number():
 
 def test_linear_decoder_asks_for_all_tokens():
     method = build.method(build.encoder(size=SIZE))
-    method.decoders = nn.ModuleList([LinearDecoder(48, 768, (4, 6))])
+    method.decoders = nn.ModuleList([LinearDecoder(48, 768, (4, 6), complete=True)])
     with pytest.raises(ValueError, match="cannot predict cells that the encoder left out"):
         method(build.images(1, SIZE))
 

@@ -1,9 +1,9 @@
 """The dense encoder (SimMIM §3.2): any backbone of timm's that hands out intermediate features, with mask tokens.
 
-Hidden pixels are set to zero before the stem and the mask token takes the stem's output where they were, so that
+Hidden pixels are set to zero before the model and the mask token takes the stem's output where they were, so that
 nothing leaks through a stem whose kernels overlap cells.
 
-Shapes: B batch, C image channels, H W pixels, h w cells, D width.
+Shapes: B batch, C image channels, H W pixels, h w cells, D width, K tokens.
 """
 
 import copy
@@ -11,12 +11,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import LayerNorm2d, RmsNorm
+from timm.layers import LayerNorm2d, LayerNorm2dFp32, RmsNorm, RmsNormFp32, SimpleNorm
+from timm.layers.norm import LayerNormExp2d
 from torch import Tensor, nn
 
 from mimkit.backbones.latent import Encoder, Latent, Level
 from mimkit.grids import grid_for, resample
 from mimkit.masks import Mask
+
+# Of a stem's output, by the number of its axes and those that grow with the width of the images.
+LAYOUTS: dict[tuple[int, tuple[int, ...]], str] = {(4, (3,)): "NCHW", (4, (2,)): "NHWC", (3, (1,)): "NLC"}
+NORMS_OF_TOKENS = (nn.LayerNorm, nn.RMSNorm, RmsNorm, RmsNormFp32, SimpleNorm)
+NORMS_OF_MAPS = (LayerNorm2d, LayerNorm2dFp32, LayerNormExp2d)  # which are LayerNorms too
 
 
 class MaskedStem(nn.Module):
@@ -24,16 +30,18 @@ class MaskedStem(nn.Module):
 
     Args:
         stem: the backbone's own; what others ask this module for is answered by it.
+        image_channels: without the mask.
         dim: width of its output.
+        cell: side in pixels of the cells of its output.
         layout: of its output: NCHW, NHWC or NLC (raster order).
     """
 
-    def __init__(self, stem: nn.Module, *, dim: int, layout: str) -> None:
+    def __init__(self, stem: nn.Module, *, image_channels: int, dim: int, cell: int, layout: str) -> None:
         super().__init__()
         self.stem = stem
         self.mask_token = nn.Parameter(torch.zeros(dim))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        self.layout = layout
+        self.image_channels, self.cell, self.layout = image_channels, cell, layout
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -41,26 +49,20 @@ class MaskedStem(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("stem"), name)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The stem's output for images [B, C, H, W], or [B, C + 1, H, W] whose last channel is 1 at hidden pixels."""
-        if images.shape[1] == self.channels_seen:
-            return self.stem(images)
-        hidden = images[:, -1:] > 0.5
-        x = self.stem(images[:, :-1].masked_fill(hidden, 0.0))
-        if self.layout == "NLC":
-            cell = round((images.shape[2] * images.shape[3] / x.shape[1]) ** 0.5)
-        else:
-            cell = images.shape[2] // x.shape[2 if self.layout == "NCHW" else 1]
-        at = hidden[:, :, ::cell, ::cell]  # cells of a mask are multiples of the stem's
-        if self.layout == "NCHW":
-            return torch.where(at, self.mask_token.to(x.dtype)[:, None, None], x)
-        at = at.permute(0, 2, 3, 1)
-        return torch.where(at.flatten(1, 2) if self.layout == "NLC" else at, self.mask_token.to(x.dtype), x)
+    def forward(self, images: Tensor, *args: Any, **options: Any) -> Tensor:
+        """The stem's output for images [B, C, H, W], or [B, C + 1, H, W] whose last channel is 1 at hidden pixels.
 
-    @property
-    def channels_seen(self) -> int:
-        """Image channels without the mask."""
-        return next(m.in_channels for m in self.stem.modules() if isinstance(m, nn.Conv2d))
+        Hidden pixels must be zero already; further arguments are the stem's own.
+        """
+        if images.shape[1] == self.image_channels:
+            return self.stem(images, *args, **options)
+        x = self.stem(images[:, :-1], *args, **options)
+        at = images[:, -1:, :: self.cell, :: self.cell] > 0.5  # cells of a mask are multiples of the stem's
+        token = self.mask_token.to(x.dtype)
+        if self.layout == "NCHW":
+            return torch.where(at, token[:, None, None], x)
+        at = at.permute(0, 2, 3, 1)
+        return torch.where(at.flatten(1, 2) if self.layout == "NLC" else at, token, x)
 
 
 class ChannelsFirst(nn.Module):
@@ -88,48 +90,55 @@ class DenseEncoder(Encoder):
         channels: of the image.
 
     Raises:
-        ValueError: the model hands out no intermediate features, or its stem cannot be found.
+        ValueError: the model hands out no intermediate features, cannot take images of that size, or its stem cannot
+            be found.
     """
 
     complete = True
+    replaces = True
 
     def __init__(self, model: Any, *, name: str, image_size: tuple[int, int], channels: int) -> None:
         super().__init__()
         if not hasattr(model, "forward_intermediates"):
             raise ValueError(f"{name} hands out no intermediate features, which a dense encoder needs")
         self.model, self.name, self.image_size, self.channels = model, name, image_size, channels
+
         shadow = copy.deepcopy(model).to("meta").eval()  # shapes without numbers
-        images = torch.empty(1, channels, *image_size, device="meta")
-        path, shape, layout = find_stem(shadow, images, name)
-        at = -1 if layout == "NLC" else {"NCHW": 2, "NHWC": 1}[layout]
-        cells = image_size[0] // shape[at] if at > 0 else round((image_size[0] * image_size[1] / shape[1]) ** 0.5)
-        self.smallest_cell = cells
-        outputs = intermediates(shadow, images, None, name)
+        images = torch.empty(2, channels, *image_size, device="meta")
+        self.stem_path, self.smallest_cell, dim, layout = find_stem(shadow, images, name)
+        about = {"image_channels": channels, "dim": dim, "cell": self.smallest_cell, "layout": layout}
+        wrap_stem(model, self.stem_path, **about)
+        with images.device:  # or a second mask token would be drawn
+            wrap_stem(shadow, self.stem_path, **about)
+
+        try:
+            outputs = intermediates(shadow, torch.cat([images, images[:, :1]], dim=1), None, name)
+        except (RuntimeError, TypeError) as error:
+            said = " ".join(str(error).split())
+            raise ValueError(f"{name} does not read its pixels through {self.stem_path} alone: {said}") from error
         self.levels = tuple(Level(x.shape[1], image_size[0] // x.shape[2]) for x in outputs)
         for level, x in zip(self.levels, outputs, strict=True):
             if grid_for(image_size, level.cell) != (x.shape[2], x.shape[3]):
                 raise ValueError(
-                    f"{name} turns {image_size} pixels into {tuple(x.shape[2:])} cells, which are not square"
+                    f"{name} turns {image_size[0]} x {image_size[1]} pixels into {x.shape[2]} x {x.shape[3]} cells, "
+                    "which are not squares side by side"
                 )
-        gradients = torch.autograd.grad(outputs[-1].sum(), list(shadow.parameters()), allow_unused=True)
-        for (path_to, _), gradient in zip(shadow.named_parameters(), gradients, strict=True):
-            model.get_parameter(path_to).requires_grad_(gradient is not None)
+        used = [path for path, parameter in shadow.named_parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(
+            outputs[-1].sum(), [shadow.get_parameter(path) for path in used], allow_unused=True
+        )
+        for path, gradient in zip(used, gradients, strict=True):
+            model.get_parameter(path).requires_grad_(gradient is not None)
+        self.norm_path = find_norm(model, self.dim)
         self.norm.requires_grad_(True)
-        parent, _, child = path.rpartition(".")
-        stem = MaskedStem(model.get_submodule(path), dim=shape[1 if layout == "NCHW" else -1], layout=layout)
-        setattr(model.get_submodule(parent), child, stem)
-        self.stem_path = path
 
     @property
     def norm(self) -> nn.Module:
-        places = ("norm", "fc_norm", "head.norm")
-        modules = dict(self.model.named_modules())
-        for norm in (modules.get(place) for place in places):
-            if isinstance(norm, nn.LayerNorm | RmsNorm) and not isinstance(norm, LayerNorm2d):
-                return norm
-            if norm is not None and next(norm.parameters(), None) is not None:
-                return ChannelsFirst(norm)
-        return nn.Identity()
+        if self.norm_path is None:
+            return nn.Identity()
+        norm = self.model.get_submodule(self.norm_path)
+        of_tokens = isinstance(norm, NORMS_OF_TOKENS) and not isinstance(norm, NORMS_OF_MAPS)
+        return norm if of_tokens else ChannelsFirst(norm)
 
     def forward(self, images: Tensor, mask: Mask | None = None, taps: Sequence[int] = (-1,)) -> list[Latent]:
         wanted = self.resolve(taps)
@@ -174,42 +183,64 @@ def intermediates(model: Any, images: Tensor, taps: list[int] | None, name: str)
         raise ValueError(f"{name} cannot take {images.shape[-2]} x {images.shape[-1]} pixels: {error}") from error
 
 
-def find_stem(model: nn.Module, images: Tensor, name: str) -> tuple[str, torch.Size, str]:
-    """Where the module that reads the pixels stands in a model, with the shape and layout of what it gives.
+def find_norm(model: nn.Module, dim: int) -> str | None:
+    """Where the final norm of a model without head stands, if it has one of that width."""
+    modules = dict(model.named_modules())
+    for path in ("norm", "fc_norm", "head.norm"):
+        norm = modules.get(path, nn.Identity())
+        if not isinstance(norm, nn.Identity | nn.ModuleList) and all(p.shape == (dim,) for p in norm.parameters()):
+            return path
+    return None
 
-    That is the model's own patch embedding or stem where it returns one tensor, else its first convolution.
+
+def wrap_stem(model: nn.Module, path: str, **about: Any) -> None:
+    """Puts a `MaskedStem` around the stem that stands at that path."""
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, MaskedStem(model.get_submodule(path), **about))
+
+
+def find_stem(model: nn.Module, images: Tensor, name: str) -> tuple[str, int, int, str]:
+    """Where the module that reads the pixels stands in a model; cell, width and layout of what it gives.
+
+    That is the largest module around the model's first convolution that makes one tensor of cells of the images. The
+    layout shows when the images are widened, whatever their size; so the answer is the same for all sizes.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or the model does not take such images.
     """
     first = getattr(model, "pretrained_cfg", {}).get("first_conv")
     if not first:
         raise ValueError(f"timm does not say which convolution of {name} reads the pixels")
-    conv = first if isinstance(first, str) else first[0]
-    for path in dict.fromkeys((conv.partition(".")[0], conv)):
+    steps = (first if isinstance(first, str) else first[0]).split(".")
+    for path in (".".join(steps[: i + 1]) for i in range(len(steps))):
         stem = model.get_submodule(path)
-        seen: list[Any] = []
-        handle = stem.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append((inputs[0], output)))
-        intermediates(model, images, None, name)
-        handle.remove()
-        if len(seen) == 1 and isinstance(seen[0][1], Tensor) and seen[0][0].shape == images.shape:
-            shape = seen[0][1].shape
-            layout = layout_of(stem, shape, (images.shape[-2], images.shape[-1]))
-            if layout:
-                return path, shape, layout
+        calls: list[Any] = []
+        handle = stem.register_forward_hook(lambda *call, calls=calls: calls.append(call), with_kwargs=True)
+        try:
+            intermediates(model, images, None, name)
+        except RuntimeError as error:
+            said = " ".join(str(error).split())
+            raise ValueError(f"{name} cannot take {images.shape[-2]} x {images.shape[-1]} pixels: {said}") from error
+        finally:
+            handle.remove()
+        if len(calls) != 1:
+            continue
+        _, (seen, *others), options, cells = calls[0]
+        if not isinstance(cells, Tensor) or len(cells) != len(images) or seen.shape != images.shape:
+            continue
+        for part in stem.modules():
+            vars(part)["strict_img_size"] = False  # what timm's patch embeddings call their check of the size
+        try:
+            wide = stem(torch.cat([images, images], dim=3), *others, **options)
+        except (RuntimeError, AssertionError):
+            continue
+        grown = tuple(axis for axis, (old, new) in enumerate(zip(cells.shape, wide.shape, strict=True)) if old != new)
+        layout = LAYOUTS.get((cells.ndim, grown))
+        if layout is None:
+            continue
+        dim = cells.shape[1 if layout == "NCHW" else -1]
+        cell = round((images[0, 0].numel() * dim / cells[0].numel()) ** 0.5)
+        h, w = grid_for((images.shape[2], images.shape[3]), cell)
+        if cells.shape == {"NCHW": (2, dim, h, w), "NHWC": (2, h, w, dim), "NLC": (2, h * w, dim)}[layout]:
+            return path, cell, dim, layout
     raise ValueError(f"the stem of {name} cannot be found, so nothing can be hidden from it")
-
-
-def layout_of(stem: nn.Module, shape: torch.Size, image_size: tuple[int, int]) -> str | None:
-    """How a stem's output is laid out, or None where its shape leaves that open."""
-    if isinstance(stem, nn.Conv2d):
-        return "NCHW"
-    if len(shape) == 3:
-        return "NLC"
-    height, width = image_size
-
-    def fits(h: int, w: int) -> bool:
-        return height % h == 0 and width % w == 0 and height // h == width // w
-
-    fitting = [layout for layout, h, w in (("NCHW", 2, 3), ("NHWC", 1, 2)) if fits(shape[h], shape[w])]
-    return fitting[0] if len(fitting) == 1 else None

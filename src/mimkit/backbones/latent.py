@@ -52,6 +52,7 @@ class Encoder(nn.Module, ABC):
         image_size: (H, W) it was built for; others work where positions can be resized.
         channels: of the image.
         smallest_cell: side in pixels of the smallest cell that it can hide; a mask's cells are multiples of it.
+        replaces: whether it has a mask token, for masks that replace tokens.
         complete: whether masked latents have all tokens, mask tokens among them, or the visible ones only.
     """
 
@@ -60,6 +61,7 @@ class Encoder(nn.Module, ABC):
     image_size: tuple[int, int]
     channels: int
     smallest_cell: int
+    replaces: bool = False
     complete: bool
 
     @property

@@ -25,6 +25,8 @@ def create_encoder(
     kind: Literal["visible", "dense"] | None = None,
     pretrained: bool = False,
     sincos: bool = True,
+    isolated: bool = False,
+    mask_token: bool = False,
     **options: Any,
 ) -> Encoder:
     """An encoder over a backbone.
@@ -38,7 +40,10 @@ def create_encoder(
             pixels are hidden (whatever hands out intermediate features). None takes visible where there is one.
         pretrained: load timm's weights (downloaded on first use), which keeps learned positions.
         sincos: for visible-only ViTs: fixed sine-cosine positions instead of learned ones.
-        options: of the encoder (`isolated`, `mask_token`) or else of timm's model.
+        isolated: stop gradients behind each tap; for visible-only ViTs and Swin.
+        mask_token: be ready for masks that replace tokens; visible-only ViTs then have a mask token, dense encoders
+            always do.
+        options: of timm's model.
 
     Raises:
         ValueError: the name is unknown, or the backbone has no encoder of that kind or cannot take that size.
@@ -46,19 +51,27 @@ def create_encoder(
     base, own = parse_name(name)
     options |= own
     if base in CONVMAE:
-        if kind == "dense":
-            raise ValueError(f"{base} computes on visible tokens; it has no dense form")
+        for asked, what in (
+            (kind == "dense", "dense form"),
+            (pretrained, "weights in timm"),
+            (isolated, "isolated form"),
+        ):
+            if asked:
+                raise ValueError(f"{base} has no {what}")
+        if mask_token:
+            raise ValueError(f"{base} has no mask token for masks that replace tokens")
         try:
             return ConvMAE(name=name, image_size=image_size, channels=channels, **(CONVMAE[base] | options))
         except TypeError as error:
             raise ValueError(f"{name}: {error}") from error
-    extras = {key: options.pop(key) for key in ("isolated", "mask_token") if key in options}
     model = timm_model(base, image_size=image_size, channels=channels, pretrained=pretrained, **options)
     if kind == "dense":
         obstacle = "a dense encoder was asked for"
     elif isinstance(model, SwinTransformer):
+        obstacle = "its visible form has no mask token" if mask_token else ""
         try:
-            return VisibleSwin(model, name=name, image_size=image_size, **extras)
+            if not obstacle:
+                return VisibleSwin(model, name=name, image_size=image_size, isolated=isolated)
         except ValueError as error:
             obstacle = str(error)
     else:
@@ -68,11 +81,13 @@ def create_encoder(
                 init_like_mae(model)
                 if sincos:
                     with_sincos(model, image_size)
-            return VisibleViT(model, name=name, image_size=image_size, sincos=sincos and not pretrained, **extras)
+            fixed = sincos and not pretrained
+            extras = {"isolated": isolated, "mask_token": mask_token}
+            return VisibleViT(model, name=name, image_size=image_size, sincos=fixed, **extras)
     if kind == "visible":
         raise ValueError(f"{base} cannot be encoded from visible tokens only: {obstacle}; use --encoder dense")
-    if any(extras.values()):
-        raise ValueError(f"{' and '.join(extras)} need an encoder of visible tokens, but for {base}: {obstacle}")
+    if isolated:
+        raise ValueError(f"taps can be isolated in encoders of visible tokens only, but for {base}: {obstacle}")
     return DenseEncoder(model, name=name, image_size=image_size, channels=channels)
 
 

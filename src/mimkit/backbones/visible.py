@@ -50,6 +50,7 @@ class VisibleViT(Encoder):
         self.smallest_cell: int = vit.patch_embed.patch_size[0]
         self.levels = (Level(vit.embed_dim, self.smallest_cell),) * len(vit.blocks)
         self.channels: int = vit.in_chans
+        self.replaces = mask_token
         self.mask_token = nn.Parameter(torch.zeros(vit.embed_dim)) if mask_token else None
         if self.mask_token is not None:
             nn.init.normal_(self.mask_token, std=0.02)

@@ -33,8 +33,8 @@ class VisibleSwin(Encoder):
             without global back-propagation).
 
     Raises:
-        ValueError: the last stage's cells, or a block's windows, do not divide the image: timm pads there, which
-            visible tokens alone cannot reproduce.
+        ValueError: it was built for another size, its patches are not square, or its last stage's cells or a block's
+            windows do not divide the image: timm pads there, which visible tokens alone cannot reproduce.
     """
 
     complete = False
@@ -48,22 +48,24 @@ class VisibleSwin(Encoder):
         self.image_size = image_size
         self.isolated = isolated
         self.channels: int = swin.in_chans
-        patch: int = swin.patch_embed.patch_size[0]
+        (height, width), (built_height, built_width) = image_size, swin.patch_embed.img_size
+        if (height, width) != (built_height, built_width):
+            raise ValueError(
+                f"{name} was built for images of {built_height} x {built_width} pixels, not {height} x {width}"
+            )
+        patch, patch_width = swin.patch_embed.patch_size
+        if patch != patch_width:
+            raise ValueError(f"its patches have {patch} x {patch_width} pixels, and cells must be square")
         cells = [patch * 2**i for i in range(len(swin.layers))]
+        dims = [stage.blocks[0].dim for stage in swin.layers]
+        self.levels = tuple(Level(*level) for level in zip(dims[1:] + dims[-1:], cells[1:] + cells[-1:], strict=True))
         self.smallest_cell = cells[-1]
-        self.levels = tuple(
-            Level(dim=stage.blocks[-1].dim, cell=cell)
-            for stage, cell in [*zip(swin.layers, cells, strict=True)][1:] + [(swin.layers[-1], cells[-1])]
-        )
         grid_for(image_size, self.smallest_cell)
         self.grids = [grid_for(image_size, cell) for cell in cells]
-        for grid, stage in zip(self.grids, swin.layers, strict=True):
-            for window in [block.window_size for block in stage.blocks]:
-                if grid[0] % window[0] or grid[1] % window[1]:
-                    raise ValueError(
-                        f"windows of {window[0]} x {window[1]} tokens do not divide a stage of {grid[0]} x {grid[1]} "
-                        f"in {name} for images of {image_size[0]} x {image_size[1]} pixels"
-                    )
+        for (h, w), stage in zip(self.grids, swin.layers, strict=True):
+            for rows, columns in (block.window_size for block in stage.blocks):
+                if h % rows or w % columns:
+                    raise ValueError(f"windows of {rows} x {columns} tokens do not divide a stage of {h} x {w} tokens")
 
     @property
     def norm(self) -> nn.Module:
@@ -156,21 +158,21 @@ def attend(attention: WindowAttention, x: Tensor, groups: WindowGroups) -> Tenso
     """Attention of tokens [B, K, D] to the visible tokens of their windows, [B, K, D].
 
     Where samples have groups of their own, the batch is taken as one sample of B·K tokens in B·G groups. So there are
-    b samples (B or 1) of k tokens (K or B·K) and the same groups for each, which share one bias.
+    b samples (B or 1), whose groups are the same and share one bias.
     """
     batch, count, _ = x.shape
-    shared = groups.samples == 1
-    b, k = (batch, count) if shared else (1, batch * count)
     heads: int = attention.num_heads
-    qkv = attention.qkv(x).view(b, k, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind()
-    q, key, v = qkv if groups.slots is None else (part.index_select(2, groups.slots) for part in qkv)
-    # [b, n, G, g, d], of which fused kernels take two batch dimensions.
+    shared = groups.samples == 1
+    b, tokens = (batch, count) if shared else (1, batch * count)
+    qkv = attention.qkv(x).view(b, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind()
+    q, k, v = qkv if groups.slots is None else (part.index_select(2, groups.slots) for part in qkv)
+    # [b, n, G, g, d]; fused kernels take two batch dimensions.
     merged = (1, 2) if shared else (0, 1)
-    q, key, v = (part.unflatten(2, groups.inside.shape).flatten(*merged) for part in (q, key, v))
+    q, k, v = (part.unflatten(2, groups.inside.shape).flatten(*merged) for part in (q, k, v))
     bias = window_bias(attention, groups).to(q.dtype)
     out = F.scaled_dot_product_attention(
         q,
-        key,
+        k,
         v,
         attn_mask=bias.flatten(0, 1).expand(b, -1, -1, -1) if shared else bias,
         dropout_p=attention.attn_drop.p if attention.training else 0.0,

@@ -2,12 +2,10 @@
 
 from mimkit.convert.facts import Facts
 from mimkit.convert.layout import (
-    UNUSED,
     Layout,
     Options,
     Weights,
     count,
-    drop,
     drop_sincos,
     move_fc_norm,
     named,
@@ -36,7 +34,6 @@ def convmae(weights: Weights, facts: Facts, options: Options) -> Layout:
         ValueError: its heads are not known, or its positions form no square.
     """
     weights, notes = move_fc_norm(weights)
-    weights, dropped = drop(weights, UNUSED)
     dims = tuple(weights[f"patch_embed{stage}.proj.weight"].shape[0] for stage in (1, 2, 3))
     shape = {
         "dims": dims,
@@ -62,7 +59,7 @@ def convmae(weights: Weights, facts: Facts, options: Options) -> Layout:
         image_size=image_size,
         settings=settings,
         weights=rename(weights, [(ENCODER, r"encoder.\1"), *DECODER]),
-        dropped=dropped | fixed,
+        dropped=fixed,
         notes=notes,
         encoder_only=encoder_only,
     )

@@ -75,7 +75,7 @@ def of_huggingface(config: Mapping[str, Any], processor: Mapping[str, Any]) -> F
         decoder_heads=whole(config.get("decoder_num_attention_heads")),
         image_size=size(config.get("image_size")),
         mask_ratio=share(config.get("mask_ratio")),
-        normalized=config.get("norm_pix_loss"),
+        normalized=bool(config.get("norm_pix_loss", False)) if kind == "vit_mae" else None,
         mean=tuple(mean) if mean else None,
         std=tuple(std) if std else None,
         notes=tuple(notes),

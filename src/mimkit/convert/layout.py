@@ -13,9 +13,10 @@ Weights = dict[str, Tensor]
 Rules = Sequence[tuple[str, str]]
 
 UNUSED: Rules = (
-    (r"(?:head|head_dist|lm_head|classifier|pooler)\..*", "a classifier's, which pre-training has no use for"),
-    (r"fc_norm\..*", "the norm of pooled features, which the classifier alone uses"),
-    (r"target_generator\..*", "the low-pass filter, made afresh"),
+    (
+        r"(?:head|head_dist|lm_head|classifier|(?:\w+\.)?pooler)\..*",
+        "a classifier's, of no use to pre-training",
+    ),
     (r"data_preprocessor\..*", "mean and deviation of the pixels"),
     (r".*relative_position_index", "indices, made afresh"),
     (r".*attn_mask", "the shifted windows' mask, made afresh"),
@@ -30,6 +31,7 @@ class Options:
         recipe: of the method, by name.
         heads, decoder_heads: of attention.
         target: what was reconstructed, by the name that `--target` takes.
+        window: of Swin, in place of the checkpoint's.
         patch_merge_order: "published" keeps the channels of Swin's patch merging in the order of the file; "column"
             takes them to be row-first (LocalMIM's, and GreenMIM's before 2023) and puts them in timm's order.
     """
@@ -38,6 +40,7 @@ class Options:
     heads: int | None = None
     decoder_heads: int | None = None
     target: str | None = None
+    window: int | None = None
     patch_merge_order: Literal["published", "column"] = "published"
 
 
@@ -106,11 +109,11 @@ def is_sincos(table: Tensor, grid: Grid) -> bool:
     return not prefix.any() and difference.item() < 1e-3  # as much as half precision may cost
 
 
-def move_fc_norm(weights: Weights, norm: str = "norm") -> tuple[Weights, list[str]]:
+def move_fc_norm(weights: Weights) -> tuple[Weights, list[str]]:
     """Fine-tuned models norm after pooling, and have no final norm: theirs takes its place."""
-    if f"{norm}.weight" in weights or "fc_norm.weight" not in weights:
+    if "norm.weight" in weights or "fc_norm.weight" not in weights:
         return weights, []
-    moved = rename(weights, ((r"fc_norm\.(\w+)", rf"{norm}.\1"),))
+    moved = rename(weights, ((r"fc_norm\.(\w+)", r"norm.\1"),))
     return moved, ["fine-tuned: fc_norm, which stood behind the pooling, becomes the final norm of each token"]
 
 

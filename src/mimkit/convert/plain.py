@@ -13,7 +13,6 @@ import torch
 
 from mimkit.convert.facts import Facts
 from mimkit.convert.layout import (
-    UNUSED,
     Layout,
     Options,
     Rules,
@@ -49,18 +48,19 @@ DECODER: Rules = (
 def mae(weights: Weights, facts: Facts, options: Options, recipe: str | None = None) -> Layout:
     """MAE's names, with the decoder or without; `recipe` where the format tells the method."""
     weights, notes = move_fc_norm(weights)
-    weights, dropped = drop(weights, UNUSED)
     backbone, image_size = describe_vit(weights, facts, options)
     patch = weights["patch_embed.proj.weight"].shape[2]
     grid = grid_for(image_size, patch)
     if "pos_embed" in weights and not is_sincos(weights["pos_embed"], grid):
         notes.append("its positions are learned: other image sizes need them resized, which --image-size does here")
+        if facts.mean is None:
+            notes.append("images will be normalised with ImageNet's statistics; other models want --mean and --std")
     encoder_only = "decoder_pred.weight" not in weights
+    dropped: dict[str, str] = {}
     settings = channel_settings(weights["patch_embed.proj.weight"].shape[1])
     if encoder_only:
         recipe = "mae"
-        weights, idle = drop(weights, ((r"mask_token", "the decoder's, which is missing"),))
-        dropped |= idle
+        weights, dropped = drop(weights, ((r"mask_token", "the decoder's, which is missing"),))
     else:
         recipe = recipe or ("lsmae" if image_size == (448, 448) and patch == 16 else "mae")
         settings |= decoder_settings(weights, facts, options) | method_settings(facts, options)
@@ -83,6 +83,7 @@ def mmpretrain(weights: Weights, facts: Facts, options: Options) -> Layout:
     filtered = any(name.startswith("target_generator.") for name in weights)
     fused = any(name.endswith("proj_weights") for name in weights)
     recipe = {(False, False): "mae", (True, False): "pixmim", (False, True): "mff", (True, True): "pixmim-mff"}
+    weights, dropped = drop(weights, ((r"target_generator\..*", "the low-pass filter, made afresh"),))
     weights = rename(weights, ((r"backbone\.(.+)", r"\1"),))
     weights = rename(
         weights,
@@ -107,7 +108,9 @@ def mmpretrain(weights: Weights, facts: Facts, options: Options) -> Layout:
     )
     if fused:
         weights["readout.weights"] = weights["readout.weights"].flatten()
-    return mae(weights, facts, options, recipe[filtered, fused])
+    layout = mae(weights, facts, options, recipe[filtered, fused])
+    layout.dropped.update(dropped)
+    return layout
 
 
 def huggingface(weights: Weights, facts: Facts, options: Options) -> Layout:
@@ -128,7 +131,7 @@ def huggingface(weights: Weights, facts: Facts, options: Options) -> Layout:
             (r"embeddings\.patch_embeddings\.projection\.(\w+)", r"patch_embed.proj.\1"),
             (r"(?:encoder\.layer|layers)\.(\d+\..+)", r"blocks.\1"),
             (r"layernorm\.(\w+)", r"norm.\1"),
-            (r"decoder_layers\.(.+)", r"decoder_blocks.\1"),
+            (r"decoder_(?:encoder\.layer|layers)\.(.+)", r"decoder_blocks.\1"),  # transformers 5 writes the former
         ),
     )
     layout = mae(huggingface_blocks(weights), facts, options)
@@ -138,9 +141,9 @@ def huggingface(weights: Weights, facts: Facts, options: Options) -> Layout:
 
 def huggingface_blocks(weights: Weights) -> Weights:
     """Hugging Face's names inside the blocks of a ViT or Swin to timm's; query, key and value become one matrix."""
-    query = re.compile(r"(.*)\.attention\.(?:attention\.|self\.)?(?:q_proj|query)\.(weight|bias)")
+    query = re.compile(r"(.*?)\.attention\.(?:attention\.|self\.)?(?:q_proj|query)\.(weight|bias)")
     joined: Weights = {}
-    taken = set()
+    taken: set[str] = set()
     for name in weights:
         match = query.fullmatch(name)
         if match:
@@ -154,10 +157,10 @@ def huggingface_blocks(weights: Weights) -> Weights:
         (
             (r"(.*)\.layernorm_before\.(\w+)", r"\1.norm1.\2"),
             (r"(.*)\.layernorm_after\.(\w+)", r"\1.norm2.\2"),
-            (r"(.*)\.attention\.(?:output\.dense|o_proj)\.(\w+)", r"\1.attn.proj.\2"),
-            (r"(.*)\.attention\.\w+\.(relative_position_bias_table|relative_position_index)", r"\1.attn.\2"),
+            (r"(.*?)\.attention\.(?:output\.dense|o_proj)\.(\w+)", r"\1.attn.proj.\2"),
+            (r"(.*?)\.attention\.\w+\.(relative_position_bias_table|relative_position_index)", r"\1.attn.\2"),
             (r"(.*)\.intermediate\.dense\.(\w+)", r"\1.mlp.fc1.\2"),
-            (r"(.*locks\.\d+)\.output\.dense\.(\w+)", r"\1.mlp.fc2.\2"),
+            (r"(.*blocks\.\d+)\.output\.dense\.(\w+)", r"\1.mlp.fc2.\2"),
         ),
     )
 

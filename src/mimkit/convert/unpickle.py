@@ -48,7 +48,7 @@ class Values:
             self.__dict__.update(state)
 
 
-class Mapping:
+class Node:
     """A stand-in for a mapping with attributes: it is made as an OrderedDict, which torch's reader can fill."""
 
     def __new__(cls, *_: Any) -> Any:
@@ -61,7 +61,7 @@ def forgotten(*_: Any) -> None:
 
 STAND_INS: list[Any] = [
     (Values, "argparse.Namespace"),
-    (Mapping, "yacs.config.CfgNode"),
+    (Node, "yacs.config.CfgNode"),
     (Values, "numpy.dtype"),
     (Values, "numpy.ndarray"),
     (forgotten, "numpy.core.multiarray.scalar"),

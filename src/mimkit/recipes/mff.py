@@ -16,9 +16,15 @@ def mff(base: Recipe) -> Recipe:
         train=replace(base.train, decay_tokens=False),
         paper="MFF, arXiv 2308.00261",
         published="ViT-B on MAE, 800 epochs: fine-tuned 83.7, linear 68.3 (ImageNet-1k top-1)",
+        verified="an explicit loop over taps",
     )
 
 
 def mff_hierarchical(base: Recipe) -> Recipe:
     """The same for backbones with stages, which are projected to the last one's grid before they are averaged."""
-    return replace(mff(base), readout=FusedHierarchical, published="")
+    return replace(
+        mff(base),
+        readout=FusedHierarchical,
+        published="",
+        verified="strided convolutions over dense maps",
+    )

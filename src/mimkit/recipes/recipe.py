@@ -40,7 +40,9 @@ class Recipe:
         train: the values it is trained with.
         image_size: (H, W) pixels.
         channels: image channels.
-        paper, published: what `mimkit recipes` says of it.
+        statistics: mean and deviation of each channel, pixels in 0..1; None takes the usual ones for so many channels.
+        paper, published, verified: what `mimkit recipes` says of it: where it comes from, what was reported, and what
+            mimkit's tests hold it against.
     """
 
     view: View
@@ -53,8 +55,14 @@ class Recipe:
     train: Train
     image_size: tuple[int, int] = (224, 224)
     channels: int = 3
+    statistics: Normalization | None = None
     paper: str = ""
     published: str = ""
+    verified: str = ""
+
+    @property
+    def normalization(self) -> Normalization:
+        return self.statistics or Normalization.for_channels(self.channels)
 
 
 def build(recipe: Recipe) -> Method:
@@ -66,8 +74,10 @@ def build(recipe: Recipe) -> Method:
     with naming("--backbone", "--image-size"):
         encoder = recipe.encoder(image_size=recipe.image_size, channels=recipe.channels)
     with naming("--mask", "--mask-ratio", "--mask-cell"):  # refused here rather than in the first step
-        grid = recipe.mask.sample(torch.zeros(1, dtype=torch.int64), recipe.image_size, encoder.cell).grid
-        mask_cell = recipe.image_size[0] // grid[0]
+        mask = recipe.mask.sample(torch.zeros(1, dtype=torch.int64), recipe.image_size, encoder.cell)
+        mask_cell = recipe.image_size[0] // mask.grid[0]
+        if mask.replaced is not None and not encoder.replaces:
+            raise ValueError(f"this mask replaces tokens by mask tokens, and {encoder.name} has none")
         if mask_cell % encoder.smallest_cell:
             raise ValueError(
                 f"cells of {mask_cell} pixels cannot be hidden from {encoder.name}: "
@@ -94,7 +104,7 @@ def build(recipe: Recipe) -> Method:
         decoders=decoders,
         target=recipe.target,
         distance=recipe.distance,
-        normalization=Normalization.for_channels(recipe.channels),
+        normalization=recipe.normalization,
     )
 
 

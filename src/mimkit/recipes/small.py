@@ -24,4 +24,5 @@ def small() -> Recipe:
         train=Train(epochs=15, batch_size=64, base_lr=2e-3, warmup_epochs=1.5, decay_tokens=False),
         paper="PixMIM + MFF, settings of our own",
         published="",
+        verified="its parts",
     )

@@ -21,6 +21,7 @@ def lsmae() -> Recipe:
         image_size=(448, 448),
         paper="LSMAE, arXiv 2210.07224",
         published="",
+        verified="as mae; mask cells of 2 x 2 patches",
     )
 
 
@@ -34,6 +35,7 @@ def pixio() -> Recipe:
         image_size=(256, 256),
         paper="Pixio (CVPR 2026), its three switches on MAE",
         published="",
+        verified="as mae",
     )
 
 
@@ -45,6 +47,7 @@ def crossmae() -> Recipe:
         decoder=partial(CrossDecoder, width=512, depth=12, heads=16),
         paper="CrossMAE, arXiv 2401.14391",
         published="",
+        verified="a loop over cells, heads and tokens",
     )
 
 
@@ -56,4 +59,5 @@ def um_mae() -> Recipe:
         encoder=partial(create_encoder, name="vit_base_patch16_224", mask_token=True),
         paper="UM-MAE, arXiv 2205.10063",
         published="",
+        verified="one of every four cells; as mae",
     )

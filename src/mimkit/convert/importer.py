@@ -1,0 +1,265 @@
+"""Published checkpoints to files of ours."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mimkit.backbones import Encoder
+from mimkit.compose import compose
+from mimkit.convert import beit, convmae, localmim, plain, swin
+from mimkit.convert.export import write
+from mimkit.convert.facts import Facts, facts_of
+from mimkit.convert.layout import UNUSED, Layout, Options, Weights, drop, is_sincos
+from mimkit.convert.positions import resize_relative_bias, window_of
+from mimkit.convert.recognize import LICENCES, Format, recognize
+from mimkit.convert.unpickle import read_checkpoint
+from mimkit.grids import grid_for, resize_positions, sincos_positions
+from mimkit.recipes import Recipe, build, parts_in_words
+from mimkit.settings import Settings
+from mimkit.views import Normalization
+
+TRANSLATIONS: dict[Format, Callable[[Weights, Facts, Options], Layout]] = {
+    Format.MAE: plain.mae,
+    Format.VIT: plain.mae,
+    Format.MM_VIT: plain.mmpretrain,
+    Format.HF_VITMAE: plain.huggingface,
+    Format.HF_VIT: plain.huggingface,
+    Format.LOCALMIM_VIT: localmim.localmim_vit,
+    Format.LOCALMIM_SWIN: localmim.localmim_swin,
+    Format.GREENMIM: swin.greenmim,
+    Format.SIMMIM_SWIN: swin.simmim,
+    Format.SWIN: swin.simmim,
+    Format.MM_SWIN: swin.mmpretrain,
+    Format.HF_SWIN: swin.huggingface,
+    Format.SIMMIM_VIT: beit.beit,
+    Format.BEIT: beit.beit,
+    Format.CONVMAE: convmae.convmae,
+    Format.CONVMAE_ENCODER: convmae.convmae,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportReport:
+    """What became of a checkpoint.
+
+    Args:
+        format: whose it is, in words.
+        recipe: the method, by name.
+        backbone, image_size: of its encoder.
+        encoder_only: whether it has no decoder, so that only its encoder can be used.
+        matched: how many of our weights it gives.
+        missing: ours that it lacks (only if not strict): they start afresh, or are left out with the decoder.
+        left_over: its weights that have no place with us (only if not strict).
+        dropped: its weights left out on purpose, and why.
+        notes: what else the user should know.
+        licence: of the weights.
+    """
+
+    format: str
+    recipe: str
+    backbone: str
+    image_size: tuple[int, int]
+    encoder_only: bool
+    matched: int
+    missing: tuple[str, ...]
+    left_over: tuple[str, ...]
+    dropped: dict[str, str]
+    notes: tuple[str, ...]
+    licence: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For people to read."""
+        height, width = self.image_size
+        what = "encoder only" if self.encoder_only else f"recipe {self.recipe}"
+        lines = [
+            f"{self.format}: {what}, {self.backbone} at {height} x {width} pixels",
+            f"{self.matched} weights matched",
+        ]
+        for count, names in (("missing", self.missing), ("left over", self.left_over)):
+            lines += [f"{len(names)} {count}: {some(names)}"] if names else []
+        for reason in dict.fromkeys(self.dropped.values()):
+            names = tuple(name for name, why in self.dropped.items() if why == reason)
+            lines.append(f"{len(names)} dropped ({reason}): {some(names)}")
+        return [*lines, *self.notes, self.licence]
+
+
+def import_checkpoint(
+    file: Path,
+    out: Path,
+    *,
+    recipe: str | None = None,
+    image_size: tuple[int, ...] | None = None,
+    window: int | None = None,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    target: str | None = None,
+    patch_merge_order: Literal["published", "column"] = "published",
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    strict: bool = True,
+) -> ImportReport:
+    """A published checkpoint as a file that `load_method` (if it has its decoder) and `load_encoder` take.
+
+    Args:
+        file: .pth, .pt, .bin or .safetensors, or a Hugging Face folder. Nothing in it is run.
+        out: where to write.
+        recipe: the method's name, where the weights do not show it.
+        image_size: side, or (H, W), to resize tables of positions to.
+        window: of Swin, to resize tables of relative positions to; the image grows with it unless `image_size` says
+            otherwise.
+        heads, decoder_heads: of attention, where neither the checkpoint nor the published models tell.
+        target: what was reconstructed, where the checkpoint does not say it.
+        patch_merge_order: "column" reorders Swin's patch merging from row-first (LocalMIM's, and GreenMIM's before
+            2023) to timm's order; "published" keeps it.
+        mean, std: that images are normalised with, one number for each channel; None takes the checkpoint's, or
+            ImageNet's.
+        strict: refuse a checkpoint with weights missing or left over, instead of reporting them.
+
+    Raises:
+        ValueError: it cannot be read safely, is of no known format, does not fit, or, if strict, not wholly.
+    """
+    checkpoint = read_checkpoint(file)
+    facts = facts_of(checkpoint)
+    facts = replace(facts, mean=mean or facts.mean, std=std or facts.std)
+    found = recognize(checkpoint.weights)
+    options = Options(
+        recipe=recipe,
+        heads=heads,
+        decoder_heads=decoder_heads,
+        target=target,
+        window=window,
+        patch_merge_order=patch_merge_order,
+    )
+    useful, dropped = drop(checkpoint.weights, UNUSED)
+    try:
+        layout = TRANSLATIONS[found](useful, facts, options)
+    except KeyError as error:
+        raise ValueError(f"{file}, taken for {found.value}, lacks {error.args[0]}") from error
+    if window and not layout.backbone.startswith("swin"):
+        raise ValueError(f"--window is for Swin, not for {layout.backbone}")
+    settings = Settings(
+        data=Path(),
+        backbone=layout.backbone,
+        image_size=image_size or layout.image_size,
+        **layout.settings,
+        **statistics(facts.mean, facts.std, layout.settings.get("channels", 3)),
+    )
+    composed = compose(layout.recipe, settings)
+    encoder, expected = built(composed, layout.encoder_only)
+    notes = [*layout.notes, *facts.notes]
+    weights = layout.weights
+    if image_size or window:
+        weights = {
+            name: resized(name, value, expected[name], layout.image_size, encoder) if name in expected else value
+            for name, value in weights.items()
+        }
+    weights, missing, left_over = matched(weights, expected, f"{file}, taken for {found.value}", strict=strict)
+    encoder_only = layout.encoder_only
+    if missing and not encoder_only and not any(name.startswith("encoder.") for name in missing):
+        encoder_only = True
+        notes.append("its decoder is not complete: only the encoder is written")
+    elif missing:
+        notes.append("what is missing starts afresh")
+    kept = {
+        name: weights.get(name, value).to(value.dtype)
+        for name, value in expected.items()
+        if name.startswith("encoder.") or not encoder_only
+    }
+    request: dict[str, Any] = {
+        "recipe": layout.recipe,
+        "settings": settings.to_json() | {"data": ""},
+        "parts": parts_in_words(composed),
+    }
+    if encoder_only:
+        request["encoder_only"] = True
+    write(kept, {"mimkit.request": json.dumps(request), "mimkit.imported": json.dumps({"from": found.value})}, out)
+    return ImportReport(
+        format=found.value,
+        recipe=layout.recipe,
+        backbone=layout.backbone,
+        image_size=composed.image_size,
+        encoder_only=encoder_only,
+        matched=len(kept.keys() & weights.keys()),
+        missing=missing,
+        left_over=left_over,
+        dropped=dropped | layout.dropped,
+        notes=tuple(notes),
+        licence=LICENCES[found],
+    )
+
+
+def built(recipe: Recipe, encoder_only: bool) -> tuple[Encoder, dict[str, Tensor]]:
+    """An encoder of the recipe, and fresh weights of the whole method, or of the encoder, by name."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if not encoder_only:
+            method = build(recipe)
+            return method.encoder, method.state_dict()
+        encoder = recipe.encoder(image_size=recipe.image_size, channels=recipe.channels)
+        return encoder, {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+
+
+def resized(name: str, value: Tensor, expected: Tensor, image_size: tuple[int, int], encoder: Encoder) -> Tensor:
+    """A table of positions for the encoder's image size or window; other weights as they are."""
+    if value.shape == expected.shape:
+        return value
+    if name.endswith("relative_position_bias_table"):
+        (old, prefix), (new, _) = window_of(len(value)), window_of(len(expected))
+        return resize_relative_bias(value, old, new, prefix)
+    if name.endswith("pos_embed"):
+        old_grid, grid = grid_for(image_size, encoder.cell), grid_for(encoder.image_size, encoder.cell)
+        prefix = value.shape[1] - old_grid[0] * old_grid[1]
+        if is_sincos(value, old_grid):
+            cells = sincos_positions(grid, value.shape[2])[None].to(value.dtype)
+        else:
+            cells = resize_positions(value[:, prefix:], old_grid, grid)
+        return torch.cat([value[:, :prefix], cells], dim=1)
+    return value
+
+
+def matched(
+    weights: Weights, expected: dict[str, Tensor], what: str, *, strict: bool
+) -> tuple[Weights, tuple[str, ...], tuple[str, ...]]:
+    """The weights that have a place among the expected ones, the names of those that are missing, and left over.
+
+    Raises:
+        ValueError: strict, and there are such, or some have other shapes; the message begins with `what`.
+    """
+    wrong = [name for name, value in weights.items() if name in expected and value.shape != expected[name].shape]
+    if strict and wrong:
+        theirs, ours = tuple(weights[wrong[0]].shape), tuple(expected[wrong[0]].shape)
+        raise ValueError(f"{what}: {len(wrong)} weights have other shapes than ours: {wrong[0]} {theirs}, not {ours}")
+    fitting = {name: value for name, value in weights.items() if name in expected and name not in wrong}
+    missing, left_over = tuple(sorted(expected.keys() - fitting)), tuple(sorted(weights.keys() - fitting))
+    sides = {"missing": missing, "left over": left_over}
+    problems = [f"{len(names)} weights are {side} ({some(names)})" for side, names in sides.items() if names]
+    if strict and problems:
+        raise ValueError(f"{what}: {' and '.join(problems)}")
+    return fitting, missing, left_over
+
+
+def statistics(mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: int) -> dict[str, Any]:
+    """Settings for the mean and deviation of pixels, where they are not those taken anyway.
+
+    Raises:
+        ValueError: one is given without the other, or not one number for each channel.
+    """
+    if mean is None and std is None:
+        return {}
+    if mean is None or std is None or {len(mean), len(std)} != {channels}:
+        raise ValueError(f"--mean and --std go together, with {channels} numbers each, got {mean} and {std}")
+    usual = Normalization.for_channels(channels)
+    return {} if (mean, std) == (usual.mean, usual.std) else {"mean": mean, "std": std}
+
+
+def some(names: tuple[str, ...]) -> str:
+    """Up to five of the names."""
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")

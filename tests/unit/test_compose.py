@@ -1,0 +1,244 @@
+"""From flags to parts: what is given replaces the recipe's, all else stays; refusals name the flag."""
+
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import TINY
+
+from mimkit.backbones import create_encoder
+from mimkit.compose import compose, recipes
+from mimkit.decoders import CrossDecoder, LinearDecoder, TransformerDecoder
+from mimkit.masks import BlockMask, ComplementaryMasks, RandomMask, UniformMask
+from mimkit.readouts import Fused, FusedHierarchical, Last, Levels
+from mimkit.recipes import Recipe, build
+from mimkit.settings import Settings
+from mimkit.targets import Features, Hog, LowFreqPixels, Pixels
+from mimkit.views import Normalization, RandomResizedCrop, SimpleResizedCrop
+
+HERE = Path("photos")
+OWN = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def composed(recipe: str = "mae", **settings) -> Recipe:
+    return compose(recipe, Settings(data=HERE, **settings))
+
+
+def unwrapped(part) -> tuple:
+    """A factory and its arguments, or several; composing wraps factories once more."""
+    if isinstance(part, tuple):
+        return tuple(map(unwrapped, part))
+    return (part.func, part.keywords) if isinstance(part, partial) else (part, {})
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_nothing_given_changes_nothing(name):
+    base, same = recipes()[name](), composed(name)
+    for field in fields(Recipe):
+        assert unwrapped(getattr(same, field.name)) == unwrapped(getattr(base, field.name)), field.name
+
+
+MAE_ENCODER = {"name": "vit_base_patch16_224"}
+REPLACED = {
+    "view": ({"view": "simple-resized-crop"}, {"view": SimpleResizedCrop()}),
+    "other view": ({"view": "random-resized-crop"}, {"view": RandomResizedCrop()}),
+    "mask": ({"mask": "random"}, {"mask": RandomMask()}),
+    "ratio and cell": ({"mask_ratio": 0.6, "mask_cell": 32}, {"mask": RandomMask(ratio=0.6, cell=32)}),
+    "one mask for the batch": ({"mask": "shared", "mask_ratio": 0.6}, {"mask": RandomMask(ratio=0.6, shared=True)}),
+    "share predicted": ({"predict_share": 0.5}, {"mask": RandomMask(scored=0.5)}),
+    "blocks": ({"mask": "block"}, {"mask": BlockMask()}),
+    "larger blocks": ({"mask": "block", "mask_ratio": 0.5, "mask_cell": 32}, {"mask": BlockMask(ratio=0.5, cell=32)}),
+    "one of four": ({"mask": "uniform", "mask_cell": 32}, {"mask": UniformMask(cell=32)}),
+    "four masks an image": ({"mask": "complementary"}, {"mask": ComplementaryMasks()}),
+    "readout": ({"readout": "fused"}, {"readout": Fused}),
+    "other readout": ({"readout": "last"}, {"readout": Last}),
+    "deeper projections": ({"readout": "fused-mlp"}, {"readout": partial(Fused, projection="mlp")}),
+    "attention to taps": ({"readout": "fused-attention"}, {"readout": partial(Fused, fusion="attention")}),
+    "all blocks": ({"readout": "fused-all"}, {"readout": partial(Fused, taps="all", projection=None)}),
+    "stages": ({"readout": "fused-hierarchical"}, {"readout": FusedHierarchical}),
+    "levels": ({"readout": "levels"}, {"readout": Levels}),
+    "taps": ({"readout": "fused", "taps": (1, 5, 11)}, {"readout": partial(Fused, taps=(1, 5, 11))}),
+    "taps of levels": ({"readout": "levels", "taps": (0, 1, 2, 3)}, {"readout": partial(Levels, taps=(0, 1, 2, 3))}),
+    "decoder": ({"decoder": "cross"}, {"decoder": CrossDecoder}),
+    "narrow decoder": (
+        {"decoder": "cross", "decoder_width": 64, "decoder_heads": 4},
+        {"decoder": partial(CrossDecoder, width=64, heads=4)},
+    ),
+    "linear decoder": ({"decoder": "linear"}, {"decoder": LinearDecoder}),
+    "dense encoder": ({"encoder": "dense"}, {"encoder": partial(create_encoder, **MAE_ENCODER, kind="dense")}),
+    "visible encoder": ({"encoder": "visible"}, {"encoder": partial(create_encoder, **MAE_ENCODER, kind="visible")}),
+    "class tokens": ({"class_tokens": 8}, {"encoder": partial(create_encoder, **MAE_ENCODER, reg_tokens=7)}),
+    "one class token": ({"class_tokens": 1}, {"encoder": partial(create_encoder, **MAE_ENCODER, reg_tokens=0)}),
+    "target": ({"target": "raw-pixels"}, {"target": Pixels(normalized=False)}),
+    "low frequencies": ({"target": "lowfreq-pixels"}, {"target": LowFreqPixels()}),
+    "low frequencies as published": (
+        {"target": "lowfreq-pixels-mmselfsup"},
+        {"target": LowFreqPixels(filter="mmselfsup")},
+    ),
+    "gradients": ({"target": "hog"}, {"target": Hog(bins=9)}),
+    "finer gradients": ({"target": "hog-18"}, {"target": Hog(bins=18)}),
+    "gradients with offsets": (
+        {"target": "hog", "hog_offsets": (0.1, -0.2, 0.3, 0.4)},
+        {"target": Hog(offsets=((0.1, -0.2), (0.3, 0.4)))},
+    ),
+    "features": ({"target": "features", "teacher": "vit_small"}, {"target": Features("vit_small")}),
+    "grey": ({"channels": 1}, {"channels": 1}),
+    "size": ({"image_size": (96,)}, {"image_size": (96, 96)}),
+    "sizes": ({"image_size": (96, 160)}, {"image_size": (96, 160)}),
+    "statistics": ({"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}, {"statistics": OWN}),
+}
+
+
+@pytest.mark.parametrize(("given", "expected"), REPLACED.values(), ids=REPLACED)
+def test_a_part_is_replaced_and_no_other(given, expected):
+    base, changed = composed(), composed(**given)
+    for field in fields(Recipe):
+        wanted = expected.get(field.name, getattr(base, field.name))
+        assert unwrapped(getattr(changed, field.name)) == unwrapped(wanted), field.name
+
+
+def test_targets_know_how_pixels_are_normalised():
+    for more in ({"target": "lowfreq-pixels-mmselfsup"}, {"target": "features", "teacher": "vit_small"}):
+        assert composed(**more, channels=1).target.normalization == Normalization.for_channels(1)
+        assert composed(**more, mean=OWN.mean, std=OWN.std).target.normalization == OWN
+
+
+def test_random_masks_keep_what_is_not_given():
+    assert composed("crossmae", mask="shared").mask == RandomMask(scored=1 / 3, shared=True)
+    assert composed("greenmim", mask="random").mask == RandomMask()
+    assert composed("lsmae", mask="random", mask_ratio=0.8).mask == RandomMask(ratio=0.8, cell=32)
+    assert composed("maskfeat", mask="random").mask == RandomMask()  # nothing of the block mask's
+    assert composed("um-mae", mask="random").mask == RandomMask()
+
+
+def test_the_decoder_keeps_what_is_not_given():
+    assert unwrapped(composed(decoder_depth=2).decoder) == (TransformerDecoder, {"width": 512, "depth": 2, "heads": 16})
+    given = composed(decoder="transformer", decoder_width=64, decoder_heads=4)
+    assert unwrapped(given.decoder)[1] == {"width": 64, "depth": 8, "heads": 4}
+    several = composed("localmim-swin", decoder_depth=2)
+    assert [unwrapped(each)[1]["width"] for each in several.decoder] == [64, 128, 128, 128]
+    assert [unwrapped(each)[1]["depth"] for each in several.decoder] == [2, 2, 2, 2]
+
+
+def test_naming_the_parts_a_recipe_has_changes_nothing():
+    base, same = recipes()["small"](), composed("small", mask="random", decoder="transformer")
+    assert same.mask == base.mask
+    assert unwrapped(same.decoder) == unwrapped(base.decoder)
+
+
+def test_the_backbone_keeps_the_rest_of_the_encoder():
+    assert unwrapped(composed(backbone="vit_small_patch16_224").encoder) == (
+        create_encoder,
+        {"name": "vit_small_patch16_224"},
+    )
+    swin = composed("simmim", backbone="swin_tiny_patch4_window7_224")
+    assert unwrapped(swin.encoder)[1] == {"name": "swin_tiny_patch4_window7_224", "kind": "dense"}
+
+
+def test_training_values():
+    base = recipes()["mae"]().train
+    given = {"epochs": 50, "batch_size": 96, "base_lr": 1e-3, "warmup_epochs": 3.0, "min_lr": 1e-6}
+    given |= {"weight_decay": 0.1, "clip_grad": 3.0, "precision": "fp32"}
+    assert composed(**given).train == replace(base, **given)
+    assert composed(seed=9).train == base  # the seed is the request's
+
+
+@pytest.mark.parametrize(
+    ("name", "decay_tokens"), [("mae", True), ("pixmim", False), ("mff", False), ("pixmim-mff", False)]
+)
+def test_published_training_values(name, decay_tokens):
+    """MAE's; the ports that PixMIM and MFF were published with do not decay tokens."""
+    published = {"epochs": 800, "batch_size": 4096, "base_lr": 1.5e-4, "lr_batch": 256, "warmup_epochs": 40}
+    published |= {"min_lr": 0, "betas": (0.9, 0.95), "weight_decay": 0.05, "clip_grad": None}
+    values = recipes()[name]().train
+    assert {key: getattr(values, key) for key in published} == published
+    assert values.decay_tokens is decay_tokens
+    assert values.peak_lr == pytest.approx(2.4e-3)
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(10, 1.5), (100, 15), (1000, 40)])
+def test_warmup_follows_a_shorter_run(epochs, warmup):
+    assert composed(epochs=epochs).train.warmup_epochs == pytest.approx(warmup)
+
+
+@pytest.mark.parametrize(("epochs", "drops"), [(800, (700,)), (400, (350,)), (8, (7,)), (None, (700,))])
+def test_drops_follow_the_length_of_the_run(epochs, drops):
+    assert composed("simmim-vit", epochs=epochs).train.drops == pytest.approx(drops)
+    assert composed("simmim", epochs=epochs).train.drops == ()
+
+
+@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("more", [{}, {"channels": 1, "target": "lowfreq-pixels-mmselfsup"}], ids=["rgb", "grey"])
+def test_every_recipe_builds_and_steps(name, more):
+    side = TINY[name]["image_size"][0]
+    size = (side, 2 * side)
+    recipe = composed(name, **TINY[name] | {"image_size": size} | more)
+    method = build(recipe).train()
+    images = torch.zeros(2, recipe.channels, *size, dtype=torch.uint8)
+    output = method(images, keys=torch.arange(2))
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    assert (method.encoder.image_size, method.encoder.channels) == (size, recipe.channels)
+    assert [p for p, value in method.named_parameters() if value.requires_grad and value.grad is None] == []
+
+
+def test_every_recipe_has_a_tiny_form():
+    assert TINY.keys() == recipes().keys()
+
+
+WRONG = {
+    "--mask-ratio": [{"mask_ratio": 0.0}, {"mask_ratio": 1.0}, {"mask_ratio": float("nan")}],
+    "--image-size": [{"image_size": ()}, {"image_size": (0,)}, {"image_size": (32, -1)}, {"image_size": (1, 2, 3)}],
+    "--epochs": [{"epochs": 0}, {"epochs": -3}],
+    "--batch-size": [{"batch_size": 0}],
+    "--micro-batch": [{"micro_batch": 0}],
+    "--base-lr": [{"base_lr": 0.0}],
+    "--warmup-epochs": [{"warmup_epochs": 10.0, "epochs": 10}, {"warmup_epochs": -1.0}],
+    "--decoder-width": [{"decoder_width": 0}],
+    "--decoder-depth": [{"decoder_depth": 0}],
+    "--decoder-heads": [{"decoder_heads": -1}],
+    "--held-out": [{"held_out": 1.0}, {"held_out": -0.1}],
+    "--skipped-share": [{"skipped_share": 1.5}],
+    "--probe-every": [{"probe_every": 0}],
+    "--probe-images": [{"probe_images": 0}],
+    "--log-every": [{"log_every": 0}],
+    "--mask-cell": [{"mask_cell": 0}],
+    "--class-tokens": [{"class_tokens": 0}],
+    "--std": [{"std": (0.5, 0.5, 0.0), "mean": (0.5, 0.5, 0.5)}],
+    "--mean": [{"mean": (0.5, 0.4)}, {"mean": (0.5, 0.4), "std": (1.0, 1.0)}],
+    "--hog-offsets": [{"hog_offsets": (0.1, 0.2, 0.3), "target": "hog"}],
+    "--seed": [{"seed": -1}, {"seed": 2**63}],
+    "--view": [{"view": "crop"}],
+    "--mask": [{"mask": ""}],
+    "--readout": [{"readout": "Last"}],
+    "--decoder": [{"decoder": "mlp"}],
+    "--target": [{"target": "pixel"}],
+    "recipe": [{"recipe": "MAE"}],
+}
+
+
+@pytest.mark.parametrize(("name", "wrong"), [(name, wrong) for name, all_ in WRONG.items() for wrong in all_], ids=str)
+def test_refusals_name_the_flag_and_the_value(name, wrong):
+    with pytest.raises(ValueError, match=rf"^{name}\b") as refusal:
+        composed(**wrong)
+    value = next(iter(wrong.values()))
+    shown = str(list(value)) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+    assert shown in str(refusal.value)
+
+
+MISFITS = {
+    "--decoder-width": {"decoder_width": 52, "decoder_heads": 8},
+    "--image-size": {"image_size": (100,)},
+    "--backbone": {"backbone": "vit_tiny_patch16_244"},
+    "--mask-ratio": {"mask_ratio": 0.99},
+    "--mask-cell": {"mask_cell": 24},
+}
+
+
+@pytest.mark.parametrize(("name", "wrong"), MISFITS.items(), ids=str)
+def test_parts_that_do_not_fit_are_refused_when_built(name, wrong):
+    settings = {"backbone": "test_vit", "image_size": (64,), "decoder_width": 32, "decoder_heads": 2} | wrong
+    with pytest.raises(ValueError, match=rf"{name}\b.*:"):
+        build(composed(**settings))

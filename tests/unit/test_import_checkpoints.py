@@ -1,0 +1,229 @@
+"""What the importer makes of names and shapes, and what it says when they do not fit."""
+
+import json
+
+import build
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+
+from mimkit.convert import beit, plain, swin
+from mimkit.convert.facts import Facts, facts_of
+from mimkit.convert.importer import import_checkpoint
+from mimkit.convert.layout import Options
+from mimkit.convert.recognize import LICENCES, SIGNATURES, Format, recognize
+from mimkit.convert.unpickle import Checkpoint
+from mimkit.grids import resize_positions, sincos_positions
+from mimkit.sources import load_encoder, load_method
+
+SIZE = (64, 64)
+
+
+def shapes(name: str, **options):
+    """A model of timm's without memory for its weights."""
+    with torch.device("meta"):
+        return timm.create_model(name, num_classes=0, **options).state_dict()
+
+
+@pytest.mark.parametrize("name", list(plain.NAMES))
+def test_published_vits_have_plain_names(name):
+    assert plain.describe_vit(shapes(name), Facts(), Options()) == (name, (224, 224))
+
+
+@pytest.mark.parametrize("name", list(swin.NAMES))
+def test_published_swins_have_plain_names(name):
+    assert swin.describe_swin(shapes(name), Facts(), Options()) == (name, (224, 224))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "window", "expected"),
+    [
+        ("swin_base_patch4_window7_224", 192, 6, "swin_base_patch4_window7_224(window_size=6)"),  # SimMIM
+        ("swin_large_patch4_window7_224", 192, 12, "swin_large_patch4_window7_224(window_size=12)"),  # SimMIM
+        ("swin_large_patch4_window7_224", 224, 14, "swin_large_patch4_window7_224(window_size=14)"),  # LocalMIM
+        ("swin_base_patch4_window12_384", 384, 12, "swin_base_patch4_window7_224(window_size=12)"),
+    ],
+)
+def test_image_size_of_swin_shows_in_its_last_window(name, size, window, expected):
+    state = shapes(name, img_size=size, window_size=window)
+    assert swin.describe_swin(state, Facts(), Options()) == (expected, (size, size))
+
+
+def test_published_beit():
+    state = shapes("beit_base_patch16_224", use_rel_pos_bias=False, use_shared_rel_pos_bias=True)
+    name, size = beit.describe_beit(state, Facts(), Options())
+    assert name.startswith("beit_base_patch16_224(use_abs_pos_emb=False,use_rel_pos_bias=False,use_shared")
+    assert size == (224, 224)
+    assert len(state["rel_pos_bias.relative_position_bias_table"]) == 732
+
+
+def test_other_vits_are_named_by_their_differences():
+    state = shapes("vit_base_patch16_224", img_size=(96, 64), patch_size=8, embed_dim=128, depth=4, num_heads=4)
+    name, size = plain.describe_vit(state, Facts(heads=4, image_size=(96, 64)), Options())
+    assert name == "vit_base_patch16_224(embed_dim=128,depth=4,num_heads=4,patch_size=8)"
+    assert size == (96, 64)
+    with pytest.raises(ValueError, match="97 rows, which with 1 prefix tokens make no square grid"):
+        plain.describe_vit(state, Facts(), Options())
+
+
+def test_heads_that_nothing_shows():
+    state = shapes("vit_base_patch16_224", embed_dim=48, num_heads=3, depth=1)
+    with pytest.raises(ValueError, match="--heads: weights do not show how many heads a width of 48"):
+        plain.describe_vit(state, Facts(), Options())
+
+
+@pytest.mark.parametrize("format", Format)
+def test_every_format_is_told_by_its_names(format):
+    signature = next(names for found, names in SIGNATURES if found is format)
+    assert recognize(signature) is format
+    assert LICENCES[format]
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match=r"weights named conv1\.weight, fc\.bias \.\.\. belong to no format"):
+        recognize(["conv1.weight", "fc.bias"])
+
+
+def test_facts_of_huggingface():
+    config = {"model_type": "vit_mae", "num_attention_heads": 12, "layer_norm_eps": 1e-12, "image_size": 224}
+    facts = facts_of(Checkpoint({}, config=config | {"mask_ratio": 0.75}))
+    assert (facts.heads, facts.image_size, facts.mask_ratio, facts.normalized) == (12, (224, 224), 0.75, False)
+    assert "layer_norm_eps 1e-12; ours is 1e-06" in facts.notes[0]
+    with pytest.raises(ValueError, match="of a 'dinov2'"):
+        facts_of(Checkpoint({}, config={"model_type": "dinov2"}))
+    with pytest.raises(ValueError, match="hidden_act 'relu'"):
+        facts_of(Checkpoint({}, config=config | {"hidden_act": "relu"}))
+
+
+def test_facts_of_arguments():
+    facts = facts_of(Checkpoint({}, args={"mask_ratio": 0.6, "norm_pix_loss": False, "input_size": 448}))
+    assert (facts.mask_ratio, facts.normalized, facts.image_size) == (0.6, False, (448, 448))
+    assert facts_of(Checkpoint({}, args={"mask_ratio": None, "input_size": "large"})) == Facts()
+    facts = facts_of(Checkpoint({}, args={"DATA": {"IMG_SIZE": 192, "MASK_RATIO": 0.6}}))
+    assert (facts.image_size, facts.mask_ratio) == ((192, 192), 0.6)
+
+
+@pytest.fixture
+def mae(tmp_path):
+    """Writes a small MAE in its published layout, changed as told, and gives the path."""
+
+    def make(*, without: str = "nothing", more=(), sincos: bool = True):
+        method = build.method(build.encoder(size=SIZE, sincos=sincos), width=32, depth=1, heads=4)
+        state = {name.removeprefix("encoder.vit."): value for name, value in method.state_dict().items()}
+        state = {name.replace("decoders.0.head", "decoder_pred"): value for name, value in state.items()}
+        state = {name.replace("decoders.0.mask", "mask"): value for name, value in state.items()}
+        state = {name.replace("decoders.0.", "decoder_"): value for name, value in state.items()}
+        state["decoder_pos_embed"] = torch.cat([torch.zeros(1, 1, 32), method.decoders[0].positions], dim=1)
+        state = {name: value for name, value in state.items() if not name.startswith(without)}
+        torch.save({"model": state | dict(more)}, tmp_path / "mae.pth")
+        return tmp_path / "mae.pth"
+
+    return make
+
+
+HEADS = {"heads": 3, "decoder_heads": 4}
+
+
+def test_strict_names_what_does_not_fit(mae, tmp_path):
+    more = {f"extra.{i}": torch.zeros(1) for i in range(7)}
+    path = mae(without="blocks.1.mlp", more=more)
+    with pytest.raises(ValueError, match="taken for MAE with its decoder") as refused:
+        import_checkpoint(path, tmp_path / "out.safetensors", **HEADS)
+    assert "4 weights are missing (encoder.vit.blocks.1.mlp.fc1.bias, " in str(refused.value)
+    assert "7 weights are left over (extra.0, extra.1, extra.2, extra.3, extra.4 ...)" in str(refused.value)
+    assert not (tmp_path / "out.safetensors").exists()
+
+    report = import_checkpoint(path, tmp_path / "out.safetensors", strict=False, **HEADS)
+    assert len(report.missing) == 4
+    assert report.left_over == tuple(more)
+    assert not report.encoder_only
+    load_method(tmp_path / "out.safetensors")
+    assert any("4 missing" in line for line in report.lines())
+
+
+def test_an_incomplete_decoder_is_left_out(mae, tmp_path):
+    path = mae(without="decoder_norm")
+    report = import_checkpoint(path, tmp_path / "out.safetensors", strict=False, **HEADS)
+    assert report.encoder_only
+    load_encoder(tmp_path / "out.safetensors")
+    with pytest.raises(ValueError, match="encoder only"):
+        load_method(tmp_path / "out.safetensors")
+
+
+def test_a_file_that_lacks_what_shows_its_shape(mae, tmp_path):
+    with pytest.raises(ValueError, match=r"taken for MAE with its decoder, lacks blocks\.0\.mlp\.fc1\.weight"):
+        import_checkpoint(mae(without="blocks.0.mlp"), tmp_path / "out.safetensors", **HEADS)
+
+
+def test_other_shapes(mae, tmp_path):
+    path = mae(more={"norm.weight": torch.ones(47)})
+    with pytest.raises(ValueError, match=r"encoder\.vit\.norm\.weight \(47,\), not \(48,\)"):
+        import_checkpoint(path, tmp_path / "out.safetensors", **HEADS)
+    report = import_checkpoint(path, tmp_path / "out.safetensors", strict=False, **HEADS)
+    assert report.missing == report.left_over == ("encoder.vit.norm.weight",)
+
+
+def test_positions_that_are_not_the_fixed_ones(mae, tmp_path):
+    """A decoder with positions of its own would not be the same with ours."""
+    table = torch.randn(1, 17, 32, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"left over \(decoder_pos_embed\)"):
+        import_checkpoint(mae(more={"decoder_pos_embed": table}), tmp_path / "out.safetensors", **HEADS)
+
+
+def test_settings_and_origin_are_written(mae, tmp_path):
+    report = import_checkpoint(mae(), tmp_path / "out.safetensors", recipe="pixmim", target="raw-pixels", **HEADS)
+    with safe_open(tmp_path / "out.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    request = json.loads(metadata["mimkit.request"])
+    assert request["recipe"] == report.recipe == "pixmim"
+    assert request["settings"]["data"] == ""
+    assert request["settings"]["decoder_heads"] == 4
+    assert json.loads(metadata["mimkit.imported"]) == {"from": "MAE with its decoder"}
+    assert not load_method(tmp_path / "out.safetensors").target.normalized
+    assert json.dumps(report.to_json())
+
+
+@pytest.mark.parametrize("sincos", [True, False])
+def test_another_image_size(mae, tmp_path, sincos):
+    """Fixed positions are made afresh, learned ones resized."""
+    path = mae(sincos=sincos)
+    before = torch.load(path, weights_only=True)["model"]["pos_embed"]
+    import_checkpoint(path, tmp_path / "out.safetensors", image_size=(96, 64), **HEADS)
+    method = load_method(tmp_path / "out.safetensors")
+    after = method.encoder.vit.pos_embed
+    expected = sincos_positions((6, 4), 48)[None] if sincos else resize_positions(before[:, 1:], (4, 4), (6, 4))
+    torch.testing.assert_close(after[:, 1:], expected, rtol=0, atol=1e-6)
+    assert torch.equal(after[:, :1], before[:, :1])
+    assert method(build.images(2, (96, 64))).loss.isfinite()
+
+
+def test_long_sequences(tmp_path):
+    """448 pixels with a decoder are LSMAE: 784 patches of which 2 x 2 are hidden together."""
+    method = build.method(build.encoder(size=(448, 448), depth=1, sincos=True), width=96, depth=1, heads=3)
+    state = {name.removeprefix("encoder.vit."): value for name, value in method.state_dict().items()}
+    state = {name.replace("decoders.0.mask", "mask").replace("0.head", "0.pred"): v for name, v in state.items()}
+    torch.save({"model": {name.replace("decoders.0.", "decoder_"): v for name, v in state.items()}}, tmp_path / "l.pth")
+    report = import_checkpoint(tmp_path / "l.pth", tmp_path / "out.safetensors", heads=3)
+    assert (report.recipe, report.image_size) == ("lsmae", (448, 448))
+    assert load_method(tmp_path / "out.safetensors").mask.cell == 32
+
+
+def test_half_precision_is_widened(mae, tmp_path):
+    path = mae()
+    content = torch.load(path, weights_only=True)
+    torch.save({"model": {name: value.half() for name, value in content["model"].items()}}, path)
+    import_checkpoint(path, tmp_path / "out.safetensors", **HEADS)
+    assert {value.dtype for value in load_method(tmp_path / "out.safetensors").state_dict().values()} == {torch.float32}
+
+
+def test_wrong_requests(mae, tmp_path):
+    path, out = mae(), tmp_path / "out.safetensors"
+    with pytest.raises(ValueError, match="--window is for Swin"):
+        import_checkpoint(path, out, window=7, **HEADS)
+    with pytest.raises(ValueError, match="--mean and --std go together"):
+        import_checkpoint(path, out, mean=(0.5, 0.5, 0.5), **HEADS)
+    with pytest.raises(ValueError, match="recipe 'mea' is unknown"):
+        import_checkpoint(path, out, recipe="mea", **HEADS)
+    with pytest.raises(ValueError, match="--decoder-heads"):
+        import_checkpoint(mae(more={"decoder_embed.weight": torch.zeros(20, 48)}), out, heads=3)
