@@ -1,7 +1,7 @@
 """timm's families of backbones, made small: what `DenseEncoder` must find out about each, and encoders of them."""
 
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -32,7 +32,6 @@ class Family:
         norm: where the final norm stands.
         sized: the model is built for one image size.
         features: timm's own `forward_features` ends with that norm, or with the last tap where there is none.
-        reaches: share of the visible pixels that the last tap depends on; ReLUs and strides skip some.
     """
 
     model: str
@@ -71,7 +70,9 @@ FAMILIES = {
     "swin": Family(
         "swin_tiny_patch4_window7_224", SWIN_LEVELS, "patch_embed", "NHWC", 4, "norm", sized=True, options=SWIN
     ),
-    "swinv2": Family("swinv2_tiny_window8_256", SWIN_LEVELS, "patch_embed", "NHWC", 4, "norm", sized=True, options=SWIN),
+    "swinv2": Family(
+        "swinv2_tiny_window8_256", SWIN_LEVELS, "patch_embed", "NHWC", 4, "norm", sized=True, options=SWIN
+    ),
     "swinv2_cr": Family("swinv2_cr_tiny_224", SWIN_LEVELS, "patch_embed", "NCHW", 4, sized=True, options=SWIN),
     "convnext": Family("convnext_tiny", PYRAMID, "stem", "NCHW", 4, "head.norm", options=CONVNEXT),
     "convnext-overlap": Family(
@@ -96,18 +97,16 @@ FAMILIES = {
         2,
         options={"layers": (1, 1, 1, 1)},
     ),
-    "resnet-deep-stem": Family(
-        "resnet10t", ((64, 2), (64, 4), (128, 8), (256, 16), (512, 32)), "conv1", "NCHW", 2
-    ),
+    "resnet-deep-stem": Family("resnet10t", ((64, 2), (64, 4), (128, 8), (256, 16), (512, 32)), "conv1", "NCHW", 2),
     "regnet": Family("regnetx_002", ((32, 2), (24, 4), (56, 8), (152, 16), (368, 32)), "stem", "NCHW", 2),
     "efficientnet": Family(
         "test_efficientnet", ((16, 2), (24, 4), (32, 8), (48, 16), (64, 32)), "conv_stem", "NCHW", 2, features=False
     ),
     "beit": plain("beit_base_patch16_224", depth=3, layout="NLC", **SHARED_BIAS),
-    "vit": plain("vit_tiny_patch16_224", layout="NHWC", dynamic_img_size=True),
-    "vit-registers": plain("vit_base_patch14_reg4_dinov2", layout="NLC", patch_size=16),
-    "vit-hybrid": plain("vit_tiny_r_s16_p8_224", layout="NLC", patch=32),
-    "eva02": plain("eva02_tiny_patch14_224", layout="NLC", patch_size=16),
+    "vit": plain("vit_tiny_patch16_224", layout="NHWC"),
+    "vit-registers": plain("vit_base_patch14_reg4_dinov2", layout="NHWC", patch_size=16),
+    "vit-hybrid": plain("vit_tiny_r_s16_p8_224", layout="NHWC", patch=32),
+    "eva02": plain("eva02_tiny_patch14_224", layout="NHWC", patch_size=16),
     "xcit": Family(
         "xcit_nano_12_p16_224",
         ((24, 16),) * 2,
@@ -127,7 +126,7 @@ FAMILIES = {
         4,
         options={"embed_dims": WIDTHS, "depths": DEPTHS, "num_heads": HEADS},
     ),
-    "mvitv2": Family("mvitv2_tiny", PYRAMID, "patch_embed.proj", "NCHW", 4, "norm", sized=True),
+    "mvitv2": Family("mvitv2_tiny", PYRAMID, "patch_embed.proj", "NCHW", 4, "norm"),
     "davit": Family(
         "davit_tiny",
         PYRAMID,
@@ -135,7 +134,6 @@ FAMILIES = {
         "NCHW",
         4,
         "head.norm",
-        sized=True,
         options={"embed_dims": WIDTHS, "depths": DEPTHS, "num_heads": HEADS, "window_size": 4},
     ),
     "mambaout": Family("mambaout_femto", PYRAMID, "stem", "NHWC", 4, "head.norm", options=CONVNEXT),
@@ -157,8 +155,9 @@ FAMILIES = {
         options={"embed_dims": WIDTHS, "depths": DEPTHS, "num_heads": HEADS},
     ),
     "edgenext": Family("edgenext_xx_small", PYRAMID, "stem", "NCHW", 4, "head.norm", options=CONVNEXT),
-    "nfnet": Family("test_nfnet", ((64, 2), (32, 4), (64, 8), (96, 16), (192, 32)), "stem.conv1", "NCHW", 2,
-                    features=False),
+    "nfnet": Family(
+        "test_nfnet", ((64, 2), (32, 4), (64, 8), (96, 16), (192, 32)), "stem.conv1", "NCHW", 2, features=False
+    ),
 }
 MVITV2 = mvitv2.MultiScaleVitCfg(depths=(1, 1, 1, 1), embed_dim=WIDTHS, num_heads=(1, 1, 1, 1))
 
@@ -183,7 +182,7 @@ def create(key: str, *, size: build.Size = SIZE, seed: int = 0) -> DenseEncoder:
     return build.perturb(encoder, seed).eval()
 
 
-@lru_cache(maxsize=None)
+@cache
 def encoder(key: str) -> DenseEncoder:
     """The same, made once for all tests, which must leave it as it is."""
     return create(key)

@@ -93,6 +93,8 @@ def compose(recipe: str, settings: Settings) -> Recipe:
         "features": partial(Features, str(settings.teacher), normalization=normalization),
     }
 
+    if (settings.target == "features") != (settings.teacher is not None):
+        raise ValueError("--target features and --teacher NAME go together")
     parts: dict[str, Any] = {}
     if settings.view is not None:
         parts["view"] = choose("--view", settings.view, views)()
@@ -106,10 +108,7 @@ def compose(recipe: str, settings: Settings) -> Recipe:
         kind = choose("--decoder", settings.decoder, decoders)
         parts["decoder"] = base.decoder if getattr(base.decoder, "func", base.decoder) is kind else kind
     if settings.target is not None:
-        make = choose("--target", settings.target, targets)
-        if (settings.target == "features") != (settings.teacher is not None):
-            raise ValueError("--target features and --teacher NAME go together")
-        parts["target"] = make()
+        parts["target"] = choose("--target", settings.target, targets)()
     for name in ("image_size", "channels"):
         if getattr(settings, name) is not None:
             parts[name] = getattr(settings, name)

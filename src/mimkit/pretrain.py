@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from mimkit.backbones import DenseEncoder
 from mimkit.compose import compose
 from mimkit.data import ImageList, TrainBatches, split
 from mimkit.evaluators import Probe, Reconstructions, subset
@@ -206,10 +207,12 @@ def describe(request: Plan) -> list[str]:
     """A few lines that say what is about to be trained."""
     values, settings, encoder = request.recipe.train, request.settings, request.method.encoder
     height, width = request.recipe.image_size
+    how = "computing on visible tokens only"
+    if isinstance(encoder, DenseEncoder):
+        how = "mask tokens in place of hidden cells" + (f" ({encoder.why})" if encoder.why else "")
     labels = f"{len(request.train.classes)} classes" if request.train.classes else "no class folders"
     return [
-        f"{request.name}: {encoder.name} at {height} x {width}, {parameters(encoder):,} parameters, "
-        f"{'mask tokens in place of hidden cells' if encoder.complete else 'computing on visible tokens only'}",
+        f"{request.name}: {encoder.name} at {height} x {width}, {parameters(encoder):,} parameters, {how}",
         f"data: {len(request.train):,} training and {len(request.held_out):,} held-out images, {labels}",
         f"training: {values.epochs} epochs, batch {values.batch_size} ({settings.micro_batch} at once), peak learning "
         f"rate {values.peak_lr:.3g} = {values.base_lr:g} x {values.batch_size} / {values.lr_batch}, {values.precision}",

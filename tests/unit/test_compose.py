@@ -9,7 +9,7 @@ import torch
 from tiny import TINY
 
 from mimkit.backbones import create_encoder
-from mimkit.compose import compose, recipes
+from mimkit.compose import compose, find_recipe, recipes
 from mimkit.decoders import CrossDecoder, LinearDecoder, TransformerDecoder
 from mimkit.masks import BlockMask, ComplementaryMasks, RandomMask, UniformMask
 from mimkit.readouts import Fused, FusedHierarchical, Last, Levels
@@ -19,6 +19,17 @@ from mimkit.targets import Features, Hog, LowFreqPixels, Pixels
 from mimkit.views import Normalization, RandomResizedCrop, SimpleResizedCrop
 
 HERE = Path("photos")
+MINE = """
+from dataclasses import replace
+from mimkit.masks import RandomMask
+from mimkit.recipes import mae
+
+def recipe():
+    return replace(mae(), mask=RandomMask(ratio=0.5))
+
+def number():
+    return 3
+"""
 OWN = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
@@ -50,7 +61,10 @@ REPLACED = {
     "share predicted": ({"predict_share": 0.5}, {"mask": RandomMask(scored=0.5)}),
     "blocks": ({"mask": "block"}, {"mask": BlockMask()}),
     "larger blocks": ({"mask": "block", "mask_ratio": 0.5, "mask_cell": 32}, {"mask": BlockMask(ratio=0.5, cell=32)}),
-    "one of four": ({"mask": "uniform", "mask_cell": 32}, {"mask": UniformMask(cell=32)}),
+    "one of four": (
+        {"mask": "uniform", "mask_cell": 32},
+        {"mask": UniformMask(cell=32), "encoder": partial(create_encoder, **MAE_ENCODER, mask_token=True)},
+    ),
     "four masks an image": ({"mask": "complementary"}, {"mask": ComplementaryMasks()}),
     "readout": ({"readout": "fused"}, {"readout": Fused}),
     "other readout": ({"readout": "last"}, {"readout": Last}),
@@ -206,9 +220,6 @@ WRONG = {
     "--log-every": [{"log_every": 0}],
     "--mask-cell": [{"mask_cell": 0}],
     "--class-tokens": [{"class_tokens": 0}],
-    "--std": [{"std": (0.5, 0.5, 0.0), "mean": (0.5, 0.5, 0.5)}],
-    "--mean": [{"mean": (0.5, 0.4)}, {"mean": (0.5, 0.4), "std": (1.0, 1.0)}],
-    "--hog-offsets": [{"hog_offsets": (0.1, 0.2, 0.3), "target": "hog"}],
     "--seed": [{"seed": -1}, {"seed": 2**63}],
     "--view": [{"view": "crop"}],
     "--mask": [{"mask": ""}],
@@ -228,17 +239,127 @@ def test_refusals_name_the_flag_and_the_value(name, wrong):
     assert shown in str(refusal.value)
 
 
-MISFITS = {
-    "--decoder-width": {"decoder_width": 52, "decoder_heads": 8},
-    "--image-size": {"image_size": (100,)},
-    "--backbone": {"backbone": "vit_tiny_patch16_244"},
-    "--mask-ratio": {"mask_ratio": 0.99},
-    "--mask-cell": {"mask_cell": 24},
+UNFIT = {  # refused as soon as settings meet the recipe: what, and why
+    "nothing predicted": ("mae", {"predict_share": 0.0}, "--predict-share.* above 0 and at most 1, got 0.0"),
+    "too much predicted": ("mae", {"predict_share": 1.5}, "--predict-share.* above 0 and at most 1, got 1.5"),
+    "no share predicted": ("mae", {"predict_share": float("nan")}, "--predict-share.* above 0 and at most 1, got nan"),
+    "blocks in part": ("maskfeat", {"predict_share": 0.5}, "--predict-share.*BlockMask has no"),
+    "uniform at a ratio": ("um-mae", {"mask_ratio": 0.5}, "--mask-ratio.*UniformMask has no ratio"),
+    "complementary at a ratio": ("convmae-fast", {"mask_ratio": 0.5}, "--mask-ratio.*ComplementaryMasks has no ratio"),
+    "taps of one": ("mae", {"taps": (0, -1)}, "--taps: Last takes no taps"),
+    "layers of a linear decoder": ("simmim", {"decoder_depth": 2}, "--decoder.*depth.*: LinearDecoder takes no depth"),
+    "offsets of pixels": ("mae", {"hog_offsets": (0.1, 0.2)}, "--hog-offsets: Pixels has no offsets"),
+    "odd offsets": ("localmim", {"hog_offsets": (0.1, 0.2, 0.3)}, "--hog-offsets takes two .* for each level, got 3"),
+    "features of nobody": ("mae", {"target": "features"}, "--target features and --teacher NAME go together"),
+    "teacher of nothing": ("mae", {"teacher": "vit_small"}, "--target features and --teacher NAME go together"),
+    "teacher of pixels": ("mae", {"teacher": "vit_small", "target": "pixels"}, "--target features and --teacher"),
+    "mean alone": ("mae", {"mean": (0.5, 0.5, 0.5)}, "--mean and --std go together"),
+    "unequal statistics": ("mae", {"mean": (0.5,), "std": (0.5, 0.5, 0.5)}, "--mean and --std.* one number each"),
+    "statistics of grey": ("mae", {"mean": (0.5,), "std": (0.5,)}, "--mean, --std: 1 numbers for images of 3 channels"),
+    "no deviation": ("mae", {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.0)}, "--std must be above 0.*0.0"),
+    "start above the peak": ("mae", {"min_lr": 1.0}, "--min-lr 1 must lie in 0 .. --base-lr 0.00015"),
 }
 
 
-@pytest.mark.parametrize(("name", "wrong"), MISFITS.items(), ids=str)
-def test_parts_that_do_not_fit_are_refused_when_built(name, wrong):
-    settings = {"backbone": "test_vit", "image_size": (64,), "decoder_width": 32, "decoder_heads": 2} | wrong
-    with pytest.raises(ValueError, match=rf"{name}\b.*:"):
-        build(composed(**settings))
+@pytest.mark.parametrize(("recipe", "settings", "reason"), UNFIT.values(), ids=UNFIT)
+def test_settings_that_do_not_fit_the_recipe_are_refused_with_the_reason(recipe, settings, reason):
+    with pytest.raises(ValueError, match=rf"^--.*{reason[2:]}"):
+        composed(recipe, **settings)
+
+
+MISFITS = {  # refused when the parts are built
+    "width and heads": ("mae", {"decoder_width": 52, "decoder_heads": 8}, "--decoder-width.*: .*52.* 8 "),
+    "size": ("mae", {"image_size": (100,)}, "--image-size.*: .*16 .*100"),
+    "misspelt": ("mae", {"backbone": "vit_tiny_patch16_244"}, "--backbone.*: .*vit_tiny_patch16_244.* did you mean"),
+    "all hidden": ("mae", {"mask_ratio": 0.99}, "--mask-ratio.*: .*0.99 leaves 0 of 16 cells visible"),
+    "nothing hidden": ("maskfeat", {"mask_ratio": 0.01}, "--mask-ratio.*: .*0.01 hides none of 16"),
+    "nothing scored": ("crossmae", {"predict_share": 0.01}, "--mask.*: .*0.01 leaves none of 12 hidden cells to score"),
+    "uneven cell": ("mae", {"mask_cell": 24}, "--mask-cell.*: .*24 .*64"),
+    "half a patch": ("mae", {"mask_cell": 8}, "--mask-cell: cells of 8 pixels .* visible tokens needs multiples of 16"),
+    "half a stem": ("simmim", {"mask_cell": 2}, "--mask-cell: cells of 2 pixels .* its stem needs multiples of 4"),
+    "half a last cell": ("greenmim", {"mask_cell": 16}, "--mask-cell: cells of 16 pixels .* needs multiples of 32"),
+    "odd squares": ("um-mae", {"image_size": (48,)}, "--mask.*: .*one of 2 x 2 cells.* 3 x 3"),
+    "uneven deal": ("convmae-fast", {"image_size": (48,)}, "--mask.*: 9 cells cannot be dealt to 4"),
+    "uniform Swin": (
+        "greenmim",
+        {"mask": "uniform", "encoder": "visible"},
+        "--backbone.*no mask token.*--encoder dense",
+    ),
+    "uniform ConvMAE": ("convmae", {"mask": "uniform"}, "--backbone.*: convmae_base has no mask token"),
+    "dense ConvMAE": ("convmae", {"encoder": "dense"}, "--backbone.*: convmae_base has no dense form"),
+    "visible BEiT": ("simmim-vit", {"encoder": "visible"}, "--backbone.*: beit_base.* it is a Beit.*--encoder dense"),
+    "visible ResNet": (
+        "mae",
+        {"backbone": "resnet18", "encoder": "visible"},
+        "--backbone.*: resnet18 cannot .*: it is a ResNet.*--encoder dense",
+    ),
+    "isolated dense": ("localmim-isolated", {"encoder": "dense"}, "--backbone.*isolated in encoders of visible tokens"),
+    "one layer": (
+        "maskfeat",
+        {"encoder": "visible"},
+        "--decoder.*: a linear .*leaves out.*--decoder transf.*--encoder",
+    ),
+    "nothing to ask": ("maskfeat", {"decoder": "cross"}, "--decoder.*: a cross .*dense encoder.*--encoder visible"),
+    "coarse levels": ("localmim", {"decoder": "cross"}, "--decoder.*: a cross decoder cannot rescale .*16, 16"),
+    "fine levels": ("simmim", {"decoder": "transformer", "mask_cell": 4}, "--decoder.*: .*rescales by 0.5, 1, 2 or 4"),
+    "stages in one": (
+        "simmim",
+        {"readout": "fused"},
+        "--readout.*: Fused needs one grid; swin.* has .*fused-hierarchi",
+    ),
+    "no such tap": ("mff", {"taps": (1, 6)}, "--readout.*: tap 6 lies outside the 6 of test_vit"),
+    "without the last": ("mff", {"taps": (0, 1)}, "--readout.*: taps .0, 1. must end with the last one, 5"),
+    "a tap twice": ("mff", {"taps": (1, 1, -1)}, "--readout.*: taps .1, 1, 5. must .* differ from each other"),
+    "three levels": ("localmim", {"taps": (1, 3, 5)}, "--readout.*: 3 taps need as many scales, got 4"),
+    "decoders left over": ("localmim-swin", {"readout": "last"}, "--readout, --decoder: 4 decoders for 1 levels"),
+    "class token of Swin": ("greenmim", {"class_tokens": 2}, "--backbone.*reg_tokens"),
+    "unknown teacher": ("mae", {"target": "features", "teacher": "vit_tny"}, "vit_tny"),
+}
+
+
+@pytest.mark.parametrize(("recipe", "settings", "reason"), MISFITS.values(), ids=MISFITS)
+def test_parts_that_do_not_fit_are_refused_when_built(recipe, settings, reason):
+    with pytest.raises(ValueError, match=rf"^--.*{reason.removeprefix('--')}"):
+        build(composed(recipe, **TINY[recipe] | settings))
+
+
+def test_a_recipe_from_a_file(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(MINE)
+    for name in (f"{tmp_path}/mine.py:recipe", "mine.py:recipe"):
+        monkeypatch.chdir(tmp_path)
+        changed = composed(name, **TINY["mae"])
+        assert changed.mask == RandomMask(ratio=0.5)
+        assert build(changed)(torch.zeros(1, 3, 64, 64)).mask.count == 8
+    assert composed("mine.py:recipe", mask_ratio=0.75).mask == RandomMask()
+
+
+def test_a_file_is_run_afresh_each_time(tmp_path):
+    file = tmp_path / "mine.py"
+    for ratio in ("0.5", "0.625"):  # of different lengths, lest a cache by size and second take one for the other
+        file.write_text(MINE.replace("0.5", ratio))
+        assert find_recipe(f"{file}:recipe").mask.ratio == float(ratio)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("yours.py:recipe", "no such file"),
+        ("mine.py:other", "the file has no other"),
+        ("mine.py:number", r"number\(\) gives a int, not a mimkit.recipes.Recipe"),
+        ("mine.py:", "the file has no "),
+        ("mine:recipe", "is unknown; choose from mae"),
+        ("mine.txt:recipe", "is unknown; choose from mae"),
+    ],
+)
+def test_files_that_hold_no_such_recipe(tmp_path, monkeypatch, name, reason):
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"^recipe '?{name}'?:? {reason}"):
+        find_recipe(name)
+
+
+def test_a_mistake_in_a_file_is_shown_as_it_is(tmp_path):
+    """Nothing else would tell its author the line."""
+    (tmp_path / "mine.py").write_text("def recipe():\n    return 1 / 0\n")
+    with pytest.raises(ZeroDivisionError):
+        find_recipe(f"{tmp_path}/mine.py:recipe")

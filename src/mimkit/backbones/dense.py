@@ -16,7 +16,7 @@ from timm.layers.norm import LayerNormExp2d
 from torch import Tensor, nn
 
 from mimkit.backbones.latent import Encoder, Latent, Level
-from mimkit.grids import grid_for, resample
+from mimkit.grids import Grid, resample
 from mimkit.masks import Mask
 
 # Of a stem's output, by the number of its axes and those that grow with the width of the images.
@@ -88,6 +88,7 @@ class DenseEncoder(Encoder):
         name: as `create_encoder` takes it.
         image_size: (H, W).
         channels: of the image.
+        why: it is not encoded from visible tokens only, for those who expected that.
 
     Raises:
         ValueError: the model hands out no intermediate features, cannot take images of that size, or its stem cannot
@@ -97,11 +98,11 @@ class DenseEncoder(Encoder):
     complete = True
     replaces = True
 
-    def __init__(self, model: Any, *, name: str, image_size: tuple[int, int], channels: int) -> None:
+    def __init__(self, model: Any, *, name: str, image_size: tuple[int, int], channels: int, why: str = "") -> None:
         super().__init__()
         if not hasattr(model, "forward_intermediates"):
             raise ValueError(f"{name} hands out no intermediate features, which a dense encoder needs")
-        self.model, self.name, self.image_size, self.channels = model, name, image_size, channels
+        self.model, self.name, self.image_size, self.channels, self.why = model, name, image_size, channels, why
 
         shadow = copy.deepcopy(model).to("meta").eval()  # shapes without numbers
         images = torch.empty(2, channels, *image_size, device="meta")
@@ -111,24 +112,18 @@ class DenseEncoder(Encoder):
         with images.device:  # or a second mask token would be drawn
             wrap_stem(shadow, self.stem_path, **about)
 
-        try:
-            outputs = intermediates(shadow, torch.cat([images, images[:, :1]], dim=1), None, name)
-        except (RuntimeError, TypeError) as error:
-            said = " ".join(str(error).split())
-            raise ValueError(f"{name} does not read its pixels through {self.stem_path} alone: {said}") from error
-        self.levels = tuple(Level(x.shape[1], image_size[0] // x.shape[2]) for x in outputs)
-        for level, x in zip(self.levels, outputs, strict=True):
-            if grid_for(image_size, level.cell) != (x.shape[2], x.shape[3]):
-                raise ValueError(
-                    f"{name} turns {image_size[0]} x {image_size[1]} pixels into {x.shape[2]} x {x.shape[3]} cells, "
-                    "which are not squares side by side"
-                )
         used = [path for path, parameter in shadow.named_parameters() if parameter.requires_grad]
-        gradients = torch.autograd.grad(
-            outputs[-1].sum(), [shadow.get_parameter(path) for path in used], allow_unused=True
-        )
+        with torch.enable_grad():
+            try:
+                outputs = intermediates(shadow, torch.cat([images, images[:, :1]], dim=1), None, name)
+            except (RuntimeError, TypeError) as error:
+                said = " ".join(str(error).split())
+                raise ValueError(f"{name} does not read its pixels through {self.stem_path} alone: {said}") from error
+            parameters = [shadow.get_parameter(path) for path in used]
+            gradients = torch.autograd.grad(outputs[-1].sum(), parameters, allow_unused=True)
         for path, gradient in zip(used, gradients, strict=True):
             model.get_parameter(path).requires_grad_(gradient is not None)
+        self.levels = tuple(Level(x.shape[1], cell_of((x.shape[2], x.shape[3]), image_size, name)) for x in outputs)
         self.norm_path = find_norm(model, self.dim)
         self.norm.requires_grad_(True)
 
@@ -193,6 +188,21 @@ def find_norm(model: nn.Module, dim: int) -> str | None:
     return None
 
 
+def cell_of(grid: Grid, image_size: tuple[int, int], name: str) -> int:
+    """Side in pixels of the cells of a grid.
+
+    Raises:
+        ValueError: squares of no size make up the image.
+    """
+    cell = image_size[0] // grid[0]
+    if (grid[0] * cell, grid[1] * cell) != image_size:
+        raise ValueError(
+            f"{name} turns {image_size[0]} x {image_size[1]} pixels into {grid[0]} x {grid[1]} cells, which are not "
+            "squares side by side; choose another image size"
+        )
+    return cell
+
+
 def wrap_stem(model: nn.Module, path: str, **about: Any) -> None:
     """Puts a `MaskedStem` around the stem that stands at that path."""
     parent, _, child = path.rpartition(".")
@@ -239,8 +249,8 @@ def find_stem(model: nn.Module, images: Tensor, name: str) -> tuple[str, int, in
         if layout is None:
             continue
         dim = cells.shape[1 if layout == "NCHW" else -1]
-        cell = round((images[0, 0].numel() * dim / cells[0].numel()) ** 0.5)
-        h, w = grid_for((images.shape[2], images.shape[3]), cell)
-        if cells.shape == {"NCHW": (2, dim, h, w), "NHWC": (2, h, w, dim), "NLC": (2, h * w, dim)}[layout]:
-            return path, cell, dim, layout
+        size = (images.shape[2], images.shape[3])
+        h = round((size[0] / size[1] * cells.shape[1]) ** 0.5) if layout == "NLC" else cells.shape[layout.index("H")]
+        w = cells.shape[1] // h if layout == "NLC" else cells.shape[layout.index("W")]
+        return path, cell_of((h, w), size, name), dim, layout
     raise ValueError(f"the stem of {name} cannot be found, so nothing can be hidden from it")

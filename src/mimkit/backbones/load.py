@@ -88,7 +88,8 @@ def create_encoder(
         raise ValueError(f"{base} cannot be encoded from visible tokens only: {obstacle}; use --encoder dense")
     if isolated:
         raise ValueError(f"taps can be isolated in encoders of visible tokens only, but for {base}: {obstacle}")
-    return DenseEncoder(model, name=name, image_size=image_size, channels=channels)
+    why = "" if kind == "dense" else obstacle
+    return DenseEncoder(model, name=name, image_size=image_size, channels=channels, why=why)
 
 
 def why_no_visible_vit(model: Any) -> str:
@@ -136,9 +137,11 @@ def parse_name(text: str) -> tuple[str, dict[str, Any]]:
     name, _, rest = text.partition("(")
     try:
         call = ast.parse(f"f({rest}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
             raise ValueError("something else")
-        values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        values = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+        if len(values) < len(call.keywords):
+            raise ValueError("a key twice, or **")
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"{text!r} is not of the form NAME(KEY=VALUE, ...) with plain values") from error
     return name.strip(), values

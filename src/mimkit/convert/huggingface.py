@@ -25,7 +25,7 @@ TOKENS = {
 def export_huggingface(
     source: str | Path, out: Path, *, encoder_only: bool = False, recipe: str | None = None
 ) -> tuple[str, str]:
-    """A folder that transformers loads: ViTMAEForPreTraining where it has all of the method, else ViTModel or SwinModel.
+    """A folder that transformers loads: ViTMAEForPreTraining where that is the method, else ViTModel or SwinModel.
 
     It holds config.json, model.safetensors, a model card, and for square colour images preprocessor_config.json.
 

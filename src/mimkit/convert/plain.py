@@ -7,6 +7,7 @@ Shapes: D width, N cells, P prefix tokens, p side of a patch.
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def mae(weights: Weights, facts: Facts, options: Options, recipe: str | None = N
 
 
 def mmpretrain(weights: Weights, facts: Facts, options: Options) -> Layout:
-    """MMPretrain's and MMSelfSup's names: MAE, PixMIM, or MFF, whose projections tell it."""
+    """MMPretrain's and MMSelfSup's names: MAE, PixMIM with its filter as published, or MFF."""
     filtered = any(name.startswith("target_generator.") for name in weights)
     fused = any(name.endswith("proj_weights") for name in weights)
     recipe = {(False, False): "mae", (True, False): "pixmim", (False, True): "mff", (True, True): "pixmim-mff"}
@@ -108,6 +109,8 @@ def mmpretrain(weights: Weights, facts: Facts, options: Options) -> Layout:
     )
     if fused:
         weights["readout.weights"] = weights["readout.weights"].flatten()
+    if filtered and not options.target:
+        options = replace(options, target="lowfreq-pixels-mmselfsup")
     layout = mae(weights, facts, options, recipe[filtered, fused])
     layout.dropped.update(dropped)
     return layout

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from functools import partial
 
+from PIL import Image
+
 from mimkit.backbones import create_encoder
 from mimkit.decoders import LinearDecoder
 from mimkit.losses import absolute
@@ -23,7 +25,7 @@ VIT = (
 def simmim() -> Recipe:
     """Swin with mask tokens in place of hidden 32-pixel cells, and raw pixels from one linear layer."""
     return Recipe(
-        view=RandomResizedCrop(scale=(0.67, 1.0)),
+        view=RandomResizedCrop(scale=(0.67, 1.0), interpolation=Image.Resampling.BILINEAR),
         mask=RandomMask(ratio=0.6, cell=32),
         encoder=partial(create_encoder, name="swin_base_patch4_window7_224(window_size=6)", kind="dense"),
         readout=Last,
