@@ -9,6 +9,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import TINY, as_flags
 
 import mimkit
 from mimkit.cli import main
@@ -326,11 +327,12 @@ def test_tensorboard_events(photos, tmp_path):
 
 @pytest.mark.parametrize("recipe", [name for name in recipes() if name != "small"])
 def test_every_recipe_trains(photos, tmp_path, recipe):
-    more = ["--epochs", "1", "--decoder-depth", "1", "--warmup-epochs", "0", "--probe-images", "8"]
-    run = pretrain(photos, tmp_path / "run", *more, recipe=recipe)
-    (row,) = rows(run, "train")
+    run = {"data": photos, "out": tmp_path / "run", "batch_size": 8, "epochs": 1, "warmup_epochs": 0}
+    run |= {"probe_images": 8, "workers": 0, "precision": "fp32"}
+    assert main(["pretrain", recipe, *as_flags(TINY[recipe] | run)]) == 0
+    (row,) = rows(tmp_path / "run", "train")
     assert np.isfinite(row["loss"])
-    assert (run / "report.html").exists()
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 @pytest.mark.parametrize("what", ["step", "data"])

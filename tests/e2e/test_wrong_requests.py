@@ -115,7 +115,7 @@ WRONG_PRETRAINING = {
     "mask ratio that is no number": ({"--mask-ratio": "nan"}, "--mask-ratio nan"),
     "nothing visible": ({"--mask-ratio": "0.9"}, "--mask-ratio 0.9 4"),
     "mask cell that divides nothing": ({"--mask-cell": "24"}, "--mask-cell 24 32"),
-    "mask cell below the patch": ({"--mask-cell": "8"}, "--mask-cell half"),
+    "mask cell below the patch": ({"--mask-cell": "8"}, "--mask-cell 8 multiples 16"),
     "patch that does not divide": ({"--image-size": "100"}, "--image-size 16 100"),
     "patch that does not divide one side": ({"--image-size": "32 40"}, "--image-size 16 32 40"),
     "no image size": ({"--image-size": "0"}, "--image-size 0"),
@@ -126,11 +126,31 @@ WRONG_PRETRAINING = {
     "unknown mask": ({"--mask": "blocks"}, "--mask blocks random"),
     "unknown decoder": ({"--decoder": "mlp"}, "--decoder mlp transformer"),
     "misspelt backbone": ({"--backbone": "vit_tiny_patch16_24"}, "--backbone vit_tiny_patch16_24 vit_tiny_patch16_224"),
-    "convolutional backbone": ({"--backbone": "resnet18"}, "--backbone resnet18 ViT"),
-    "hierarchical backbone": (
-        {"--backbone": "swin_tiny_patch4_window7_224", "--image-size": "224"},
-        "--backbone swin_tiny_patch4_window7_224 SwinTransformer",
+    "backbone in an unknown form": (
+        {"--backbone": "vit_tiny_patch16_224(6)"},
+        "--backbone vit_tiny_patch16_224(6) KEY",
     ),
+    "convolutional backbone of visible tokens": (
+        {"--backbone": "resnet18", "--encoder": "visible"},
+        "--backbone resnet18 ResNet ViT --encoder dense",
+    ),
+    "hierarchical backbone with levels in one": (
+        {"--backbone": "swin_tiny_patch4_window7_224", "--image-size": "224"},
+        "--readout Fused swin_tiny_patch4_window7_224 fused-hierarchical",
+    ),
+    "unknown encoder": ({"--encoder": "sparse"}, "--encoder sparse visible dense"),
+    "no class token": ({"--class-tokens": "0"}, "--class-tokens 0"),
+    "nothing predicted": ({"--predict-share": "0"}, "--predict-share 0"),
+    "taps of one": ({"--readout": "last", "--taps": "0 11"}, "--taps Last"),
+    "tap that is not there": ({"--taps": "0 12"}, "--readout 12 vit_tiny_patch16_224"),
+    "linear decoder of visible tokens": (
+        {"--decoder": "linear"},
+        "--decoder transformer --encoder dense",
+    ),
+    "features of no teacher": ({"--target": "features"}, "--target features --teacher"),
+    "teacher of no features": ({"--teacher": "vit_tiny_patch16_224"}, "--target features --teacher"),
+    "odd offsets": ({"--target": "hog", "--hog-offsets": "0.1 0.2 0.3"}, "--hog-offsets 3"),
+    "mean alone": ({"--mean": "0.5 0.5 0.5"}, "--mean --std"),
     "no epochs": ({"--epochs": "0"}, "--epochs 0"),
     "epochs in words": ({"--epochs": "ten"}, "--epochs ten"),
     "batch above the data": ({"--batch-size": "400"}, "--batch-size 400 17"),
@@ -145,7 +165,7 @@ WRONG_PRETRAINING = {
     "learning rate below 0": ({"--base-lr": "-0.001"}, "--base-lr -0.001"),
     "learning rate that is no number": ({"--base-lr": "nan"}, "--base-lr nan"),
     "warm-up longer than the run": ({"--warmup-epochs": "2"}, "--warmup-epochs --epochs 2"),
-    "last learning rate above the peak": ({"--min-lr": "1", "--base-lr": "0.032"}, "--min-lr 1 0.001 peak"),
+    "last learning rate above the peak": ({"--min-lr": "1", "--base-lr": "0.032"}, "--min-lr 1 --base-lr 0.032"),
     "weight decay below 0": ({"--weight-decay": "-0.1"}, "--weight-decay -0.1"),
     "no gradient norm": ({"--clip-grad": "0"}, "--clip-grad 0"),
     "unknown precision": ({"--precision": "fp16"}, "--precision fp16 bf16"),
@@ -170,6 +190,21 @@ def test_pretraining_that_cannot_be(here, capsys, changes, words):
     line = refusal(pretrain(here, changes), capsys)
     assert names(words.format(here=here), line)
     assert tree(here) == before
+
+
+FROM_FILES = {
+    "file that is not there": ("yours.py:recipe", "{here}/yours.py:recipe file"),
+    "file without the function": ("mine.py:other", "{here}/mine.py:other other"),
+    "function of another kind": ("mine.py:number", "{here}/mine.py:number int mimkit.recipes.Recipe"),
+}
+
+
+@pytest.mark.parametrize(("recipe", "words"), FROM_FILES.values(), ids=FROM_FILES)
+def test_recipes_from_files_that_cannot_be(here, capsys, recipe, words):
+    (here / "mine.py").write_text("def number():\n    return 3\n")
+    line = refusal(pretrain(here, {}, recipe=f"{here}/{recipe}"), capsys)
+    assert names(words.format(here=here), line)
+    assert not (here / "run").exists()
 
 
 def test_unknown_recipe_lists_the_known_ones(here, capsys):

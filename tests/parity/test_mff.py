@@ -122,7 +122,7 @@ def test_taps_of_other_backbones_are_counted_and_checked():
 
 def test_stages_need_the_hierarchical_fusion():
     encoder = create_encoder(SWIN, image_size=(128, 192))
-    with pytest.raises(ValueError, match=r"^Fused needs one grid; swin_tiny.* has 3: use --readout fused-hierarchical"):
+    with pytest.raises(ValueError, match=r"^Fused needs one grid; swin_tiny.* has 4: use --readout fused-hierarchical"):
         Fused(encoder)
 
 

@@ -4,6 +4,7 @@ predictions stay the same to the last bit, and no gradient comes back.
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import build
 import pytest
@@ -18,11 +19,9 @@ from mimkit.readouts import FusedHierarchical, Levels
 from mimkit.recipes import build as build_recipe
 from mimkit.recipes import simmim
 
-CELLS = (8, 16, 32, 64)
-
-
-def fits(key: str, cell: int) -> bool:
-    return cell % FAMILIES[key].cell == 0
+CASES = [(key, cell) for key, family in FAMILIES.items() for cell in (max(8, family.cell), 64)] + [
+    (key, cell) for key in ("swin", "convnext-overlap", "resnet18") for cell in (16, 32)
+]
 
 
 def simmim_around(key: str, cell: int, **parts) -> Method:
@@ -63,12 +62,9 @@ def assert_nothing_leaks(method: Method, cell: int) -> None:
         assert (old != new).flatten(1).any(dim=1).all()
 
 
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("key", FAMILIES)
+@pytest.mark.parametrize(("key", "cell"), CASES)
 @torch.no_grad()
 def test_hidden_pixels_change_nothing(key, cell):
-    if not fits(key, cell):
-        pytest.skip(f"hides multiples of {FAMILIES[key].cell} pixels")
     assert_nothing_leaks(simmim_around(key, cell), cell)
 
 
@@ -85,7 +81,8 @@ def test_hidden_pixels_change_nothing_in_training(key):
 @pytest.mark.parametrize("readout", [Levels, FusedHierarchical])
 @torch.no_grad()
 def test_hidden_pixels_change_nothing_at_several_levels(readout):
-    assert_nothing_leaks(simmim_around("convnext-overlap", 32, readout=readout, decoder=TransformerDecoder), 32)
+    decoder = partial(TransformerDecoder, width=32, depth=1, heads=4)
+    assert_nothing_leaks(simmim_around("convnext-overlap", 32, readout=readout, decoder=decoder), 32)
 
 
 @pytest.mark.parametrize("key", FAMILIES)

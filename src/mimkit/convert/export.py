@@ -50,12 +50,15 @@ READOUTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 TOLERANCE = 1e-4
 
 
-def export_timm(source: str | Path, out: Path, *, recipe: str | None = None) -> dict[str, Any]:
+def export_timm(
+    source: str | Path, out: Path, *, image_size: tuple[int, int] | None = None, recipe: str | None = None
+) -> dict[str, Any]:
     """The encoder alone, with timm's names, as safetensors, and its model card.
 
     Args:
         source: a run folder, a file of ours, timm:NAME or random:NAME.
         out: file to write; the card stands beside it.
+        image_size: (H, W) for timm:NAME and random:NAME.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
 
     Returns:
@@ -67,7 +70,7 @@ def export_timm(source: str | Path, out: Path, *, recipe: str | None = None) -> 
         ValueError: the source holds no weights, or timm has no such model.
     """
     beside = card_beside(out)
-    encoder = load_encoder(source, recipe=recipe)
+    encoder = load_encoder(source, image_size=image_size, recipe=recipe)
     weights = encoder.encoder.timm_weights()
     name, own = parse_name(encoder.encoder.name)
     arguments = {"model_name": name, **own, "in_chans": encoder.encoder.channels, "num_classes": 0}
@@ -80,9 +83,10 @@ def export_timm(source: str | Path, out: Path, *, recipe: str | None = None) -> 
         "readout": readout,
     }
     usage = (
-        "import timm\nfrom safetensors.torch import load_file\n\n"
+        "import timm\nimport torch\nfrom safetensors.torch import load_file\n\n"
         f"model = timm.create_model({in_words(arguments)}).eval()\n"
         f'model.load_state_dict(load_file("{out.name}"))\n'
+        f"images = torch.zeros(2, {encoder.encoder.channels}, {encoder.image_size[0]}, {encoder.image_size[1]})\n"
         f"features = {readout}"
     )
     write(weights, metadata, out)

@@ -23,7 +23,12 @@ TOKENS = {
 
 
 def export_huggingface(
-    source: str | Path, out: Path, *, encoder_only: bool = False, recipe: str | None = None
+    source: str | Path,
+    out: Path,
+    *,
+    encoder_only: bool = False,
+    image_size: tuple[int, int] | None = None,
+    recipe: str | None = None,
 ) -> tuple[str, str]:
     """A folder that transformers loads: ViTMAEForPreTraining where that is the method, else ViTModel or SwinModel.
 
@@ -33,6 +38,7 @@ def export_huggingface(
         source: a run folder, a file of ours, timm:NAME or random:NAME.
         out: a new or empty folder.
         encoder_only: leave out the decoder.
+        image_size: (H, W) for timm:NAME and random:NAME.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
 
     Returns:
@@ -44,7 +50,9 @@ def export_huggingface(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out} is not empty; --format hf makes a folder of its own: choose another name")
     method = None if encoder_only else whole_method(source, recipe)
-    encoder = load_encoder(source, recipe=recipe) if method is None else in_use(method)
+    encoder = load_encoder(source, image_size=image_size, recipe=recipe) if method is None else in_use(method)
+    if image_size not in (None, encoder.image_size):
+        raise ValueError(f"--image-size {image_size} is for timm:NAME and random:NAME; {source} has its own")
     twin, obstacle = choose(method, encoder)
     write(twin.weights, {"format": "pt"}, out / "model.safetensors")
     if encoder.encoder.channels == 3 and encoder.image_size[0] == encoder.image_size[1]:

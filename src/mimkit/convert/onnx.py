@@ -37,7 +37,9 @@ class Readout(nn.Module):
         return tokens.mean(dim=1), tokens
 
 
-def export_onnx(source: str | Path, out: Path, *, recipe: str | None = None) -> None:
+def export_onnx(
+    source: str | Path, out: Path, *, image_size: tuple[int, int] | None = None, recipe: str | None = None
+) -> None:
     """The encoder as an ONNX file that onnxruntime runs as torch does, and its model card.
 
     Input `images`, float32 [B, C, H, W], normalised; outputs `features` [B, D] and `tokens` [B, N, D], behind the final
@@ -46,6 +48,7 @@ def export_onnx(source: str | Path, out: Path, *, recipe: str | None = None) -> 
     Args:
         source: a run folder, a file of ours, timm:NAME or random:NAME.
         out: file to write; the card stands beside it. Nothing is written where onnxruntime gives other features.
+        image_size: (H, W) for timm:NAME and random:NAME.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
 
     Raises:
@@ -56,7 +59,7 @@ def export_onnx(source: str | Path, out: Path, *, recipe: str | None = None) -> 
     if missing:
         raise ValueError(f"--format onnx needs {', '.join(missing)}: pip install 'mimkit[onnx]'")
     beside = card_beside(out)
-    encoder = load_encoder(source, recipe=recipe)
+    encoder = load_encoder(source, image_size=image_size, recipe=recipe)
     size = sum(value.numel() * value.element_size() for value in encoder.state_dict().values())
     if size > MOST_BYTES:
         raise ValueError(f"{source} has {size / 2**30:.1f} GiB of weights, and an ONNX file holds at most 2")
@@ -119,7 +122,9 @@ def require_same(content: bytes, encoder: ImageEncoder) -> None:
     """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     module = Readout(encoder).eval()
     for count in (1, 3):
         images = random_images(encoder, count)

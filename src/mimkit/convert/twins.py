@@ -152,11 +152,11 @@ def vit_parts(vit: VisionTransformer, encoder: Encoder) -> tuple[dict[str, Any],
         Unlike: it is no plain ViT.
     """
     stem: Any = vit.patch_embed.stem if isinstance(vit.patch_embed, MaskedStem) else vit.patch_embed
+    require(isinstance(vit.norm_pre, nn.Identity), "it has a norm before its blocks")
     require_plain_stem(stem)
     require(isinstance(stem.norm, nn.Identity), "it has a norm behind its patch embedding")
     require(vit.cls_token is not None, "it has no class token")
     require(vit.reg_token is None, f"it has register tokens, {vit.num_reg_tokens} of them")
-    require(isinstance(vit.norm_pre, nn.Identity), "it has a norm before its blocks")
     epsilon = epsilon_of(vit.norm)
     for block in vit.blocks:
         require_plain_block(block, epsilon)
@@ -200,6 +200,8 @@ def swin_twin(swin: SwinTransformer, encoder: Encoder) -> Twin:
             require(block.dim == first.dim * 2**i, "its widths do not double from stage to stage")
             window, grid = block.window_size, block.input_resolution
             require(window == (side, side), f"it has windows of {first.window_size} and of {window} tokens")
+            fits = grid[0] % side == grid[1] % side == 0  # else both pad, one before it moves windows, one after
+            require(fits, f"its windows of {side} tokens do not divide a stage of {grid[0]} x {grid[1]}")
             shift = side // 2 if j % 2 and min(grid) > side else 0
             require(block.shift_size == (shift, shift), f"its windows over {grid} tokens move by {block.shift_size}")
         if i > 0:

@@ -1,0 +1,72 @@
+"""Commands that measure: bench."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from mimkit.settings import Settings
+
+
+def bench(
+    what: Positional[Literal["step", "data"]],
+    *,
+    recipe: tuple[str, ...] = ("mae",),
+    data: Path | None = None,
+    backbone: str | None = None,
+    image_size: tuple[int, ...] | None = None,
+    batch_size: int = 16,
+    images: int = 256,
+    precision: Literal["bf16", "fp32"] = "fp32",
+    rounds: int = 5,
+    peers: bool = False,
+    device: str = "auto",
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> int:
+    """Throughput of a training step, or of reading images, beside peers in the same run.
+
+    Args:
+        what: step, or data.
+        recipe: for step: names from `mimkit recipes`; the first is compared with the others.
+        data: for data: a folder of images.
+        backbone: for step: instead of the recipe's.
+        image_size: side of the images in pixels, or height and width; default: the recipe's, or 224.
+        batch_size: for step: images per step.
+        images: for data: files to read in each round.
+        precision: for step: bf16 autocast or float32.
+        rounds: repetitions; medians are reported.
+        peers: for step: also Hugging Face's ViTMAE.
+        device: for step: cpu, cuda, ...
+        as_json: print JSON.
+    """
+    from mimkit import bench as benches
+    from mimkit.pretrain import choose_device
+    from mimkit.settings import as_size
+
+    size = as_size(image_size)
+    if what == "data":
+        if data is None:
+            raise ValueError("bench data needs --data, a folder of images")
+        result = benches.bench_data(data, image_size=size or (224, 224), images=images, rounds=rounds)
+    else:
+        result = benches.bench_step(
+            recipe,
+            Settings(data=Path(), backbone=backbone, image_size=size),
+            batch_size=batch_size,
+            precision=precision,
+            rounds=rounds,
+            peers=peers,
+            device=choose_device(device),
+        )
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        print(
+            "\n".join(
+                f"{name:36}{value:.3g}" if isinstance(value, float) else f"{name:36}{value}"
+                for name, value in result.items()
+            )
+        )
+    return 0
