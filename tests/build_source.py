@@ -18,8 +18,22 @@ SWIN = "swin_tiny_patch4_window7_224(embed_dim=16,depths=(2,2),num_heads=(1,2),w
 CONVMAE = "convmae_base(dims=(16,32,48),depths=(1,1,2),heads=4)"
 
 
-def write_source(path: Path, recipe: str, *, metadata: dict[str, str] | None = None, **settings) -> Method:
-    """A method with every trainable weight moved off its initial value, and the file of it."""
+def write_source(
+    path: Path,
+    recipe: str,
+    *,
+    more: dict[str, object] | None = None,
+    metadata: dict[str, str] | None = None,
+    **settings,
+) -> Method:
+    """A method with every trainable weight moved off its initial value, and the file of it.
+
+    Args:
+        path: of the file.
+        recipe, settings: of the method.
+        more: in its request.
+        metadata: beside its request.
+    """
     asked = Settings(data=Path(), **settings)
     composed = compose(recipe, asked)
     with torch.random.fork_rng():
@@ -30,6 +44,7 @@ def write_source(path: Path, recipe: str, *, metadata: dict[str, str] | None = N
         "recipe": recipe,
         "settings": asked.to_json() | {"data": "/home/somebody/photos"},
         "parts": parts_in_words(composed),
+        **(more or {}),
     }
     weights = {name: value.contiguous() for name, value in method.state_dict().items()}
     save_file(weights, path, {"mimkit.request": json.dumps(request)} | (metadata or {}))

@@ -27,7 +27,7 @@ TINY: dict[str, dict[str, Any]] = {
     "localmim-isolated": VIT | NARROW,
     "localmim-large": VIT | NARROW,
     "localmim-swin": SWIN,  # decoders of several widths, and small already
-    "localmim-swin-pixel": SWIN,
+    "localmim-swin-pixel": SWIN | NARROW,
     "localmim-swin-large": SWIN | {"backbone": SWIN["backbone"].replace("window_size=3", "window_size=6")},
     "simmim": SWIN,
     "simmim-vit": BEIT,

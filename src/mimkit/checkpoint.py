@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mimkit.distributed import like
 from mimkit.files import flush
 
 KEPT = 2
@@ -130,8 +131,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
         kind, _, rest = key.partition("/")
         if kind == "optimizer":
             slot, _, name = rest.partition("/")
-            parameter = parameters[name]
-            optimizer.state[parameter][slot] = value.to(parameter.device)  # step counters too: fused AdamW needs it
+            # Step counters too: fused AdamW needs them on the device.
+            optimizer.state[parameters[name]][slot] = like(value, parameters[name])
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:

@@ -114,7 +114,7 @@ def compose(recipe: str, settings: Settings) -> Recipe:
             parts[name] = getattr(settings, name)
     changed = replace(base, **parts, statistics=statistics)
 
-    encoder = given(settings, backbone="name", encoder="kind")
+    encoder = given(settings, backbone="name", encoder="kind", norm_eps="norm_eps")
     if settings.mask == "uniform":
         encoder["mask_token"] = True
     if settings.class_tokens is not None:
@@ -122,6 +122,7 @@ def compose(recipe: str, settings: Settings) -> Recipe:
     mask = given(settings, mask_ratio="ratio", mask_cell="cell", predict_share="scored")
     taps = given(settings, taps="taps")
     decoder = given(settings, decoder_width="width", decoder_depth="depth", decoder_heads="heads")
+    norms = given(settings, norm_eps="eps")
     offsets = {} if settings.hog_offsets is None else {"offsets": in_pairs(settings.hog_offsets)}
     train = {
         f.name: getattr(settings, f.name) for f in fields(base.train) if getattr(settings, f.name, None) is not None
@@ -130,7 +131,10 @@ def compose(recipe: str, settings: Settings) -> Recipe:
         train.setdefault("warmup_epochs", min(base.train.warmup_epochs, 0.15 * train["epochs"]))
         train["drops"] = tuple(drop * train["epochs"] / base.train.epochs for drop in base.train.drops)
     each = changed.decoder if isinstance(changed.decoder, tuple) else (changed.decoder,)
-    changed_decoders = tuple(with_values("--decoder-width, -depth, -heads", make, decoder) for make in each)
+    changed_decoders = tuple(
+        with_values("--decoder-width, -depth, -heads", make, decoder | (norms if has_norms(make) else {}))
+        for make in each
+    )
     return replace(
         changed,
         encoder=partial(changed.encoder, **encoder),
@@ -193,6 +197,11 @@ def with_values(flags: str, make: Callable[..., Any], values: dict[str, Any]) ->
         name = getattr(getattr(make, "func", make), "__name__", "this part")
         raise ValueError(f"{flags}: {name} takes no {', '.join(sorted(strange))}")
     return partial(make, **values) if values else make
+
+
+def has_norms(make: Callable[..., Any]) -> bool:
+    """Whether what makes a decoder can be told the epsilon of its norms."""
+    return "eps" in inspect.signature(make).parameters
 
 
 def in_pairs(values: Sequence[float]) -> tuple[tuple[float, float], ...]:

@@ -14,11 +14,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mimkit.backbones import Latent
-from mimkit.backbones.visible import init_like_mae, take
+from mimkit.backbones.visible import init_like_mae, positions_for, take
 from mimkit.grids import Grid, sincos_positions
 from mimkit.masks import Mask
-
-LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 
 class TransformerDecoder(nn.Module):
@@ -27,12 +25,16 @@ class TransformerDecoder(nn.Module):
     Args:
         dim: width of the latent.
         values: what to predict for each cell.
-        grid: the latent's, for which it is built; others work, positions are made afresh.
+        grid: the latent's, for which it is built; others work (`positions_for`).
         out_grid: the predictions', if another (LocalMIM's rescaling).
         complete: the latent has all its tokens, so that there is nothing to fill, and no mask token to learn.
         width, depth, heads: of its blocks.
         head_scale: of the head's initial weights. At 1 (published) the first predictions are as large as the target,
             and short runs spend themselves on unlearning them; at 0.1 they start near its mean (see LOG.md).
+        eps: of its LayerNorms.
+
+    Attributes:
+        positions: [1, N, E], fixed; imported ones need not be sine-cosine.
 
     Raises:
         ValueError: the heads do not divide the width, or `rescaling` does not know such a pair of grids.
@@ -50,17 +52,19 @@ class TransformerDecoder(nn.Module):
         depth: int = 8,
         heads: int = 16,
         head_scale: float = 1.0,
+        eps: float = 1e-6,
     ) -> None:
         super().__init__()
         refuse_uneven(width, heads)
+        norm = partial(nn.LayerNorm, eps=eps)
         self.grid = grid
         self.embed = nn.Linear(dim, width)
         self.mask_token = None if complete else nn.Parameter(torch.zeros(1, 1, width))
         self.positions: Tensor
-        self.register_buffer("positions", sincos_positions(grid, width)[None], persistent=False)
-        self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth))
-        self.norm = LayerNorm(width)
-        self.rescale, rescaled_width = rescaling(width, grid, out_grid or grid)
+        self.register_buffer("positions", sincos_positions(grid, width)[None])
+        self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth))
+        self.norm = norm(width)
+        self.rescale, rescaled_width = rescaling(width, grid, out_grid or grid, eps)
         self.head = nn.Linear(rescaled_width, values)
         init_like_mae(self)
         with torch.no_grad():
@@ -94,7 +98,7 @@ class TransformerDecoder(nn.Module):
         return everywhere.scatter(1, latent.ids[:, :, None].expand_as(tokens), tokens)
 
 
-def rescaling(width: int, grid: Grid, out_grid: Grid) -> tuple[nn.Module | None, int]:
+def rescaling(width: int, grid: Grid, out_grid: Grid, eps: float = 1e-6) -> tuple[nn.Module | None, int]:
     """Feature maps [B, width, h, w] from one grid to another, and the width they have there (LocalMIM §3.2).
 
     Twice or four times as fine: transposed convolutions that halve the width each, a norm and GELU between; half as
@@ -110,7 +114,7 @@ def rescaling(width: int, grid: Grid, out_grid: Grid) -> tuple[nn.Module | None,
         return nn.ConvTranspose2d(width, width // 2, 2, 2), width // 2
     if factors == {4}:
         first, second = (nn.ConvTranspose2d(n, n // 2, 2, 2) for n in (width, width // 2))
-        return nn.Sequential(first, LayerNorm2d(width // 2, eps=1e-6), nn.GELU(), second), width // 4
+        return nn.Sequential(first, LayerNorm2d(width // 2, eps=eps), nn.GELU(), second), width // 4
     if factors == {0.5}:
         return nn.AvgPool2d(2), width
     raise ValueError(f"a decoder rescales by 0.5, 1, 2 or 4, not a grid of {grid} to one of {out_grid}")
@@ -170,10 +174,11 @@ class CrossDecoder(nn.Module):
     Args:
         dim: width of the latent.
         values: what to predict for each cell.
-        grid: the latent's, for which it is built; others work, positions are made afresh.
+        grid: the latent's, for which it is built; others work (`positions_for`).
         out_grid: the predictions', which must be the same.
         complete: the latent has all its tokens, which leaves nothing to ask.
         width, depth, heads: of its blocks.
+        eps: of its LayerNorms.
 
     Raises:
         ValueError: the latent is complete, the grids differ, or the heads do not divide the width.
@@ -190,6 +195,7 @@ class CrossDecoder(nn.Module):
         width: int = 512,
         depth: int = 8,
         heads: int = 16,
+        eps: float = 1e-6,
     ) -> None:
         super().__init__()
         if complete:
@@ -204,10 +210,10 @@ class CrossDecoder(nn.Module):
         self.embed = nn.Linear(dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions: Tensor
-        self.register_buffer("positions", sincos_positions(grid, width)[None], persistent=False)
-        self.context_norm = LayerNorm(width)
-        self.blocks = nn.ModuleList(CrossBlock(width, heads) for _ in range(depth))
-        self.norm = LayerNorm(width)
+        self.register_buffer("positions", sincos_positions(grid, width)[None])
+        self.context_norm = nn.LayerNorm(width, eps=eps)
+        self.blocks = nn.ModuleList(CrossBlock(width, heads, eps) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=eps)
         self.head = nn.Linear(width, values)
         init_like_mae(self)
 
@@ -237,14 +243,14 @@ class CrossDecoder(nn.Module):
 class CrossBlock(nn.Module):
     """Queries [B, Q, E] attend to a context [B, P + K, E]; then an MLP of four times the width. Pre-norm."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.heads = heads
-        self.attention_norm = LayerNorm(width)
+        self.attention_norm = nn.LayerNorm(width, eps=eps)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.project = nn.Linear(width, width)
-        self.mlp_norm = LayerNorm(width)
+        self.mlp_norm = nn.LayerNorm(width, eps=eps)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
@@ -255,11 +261,6 @@ class CrossBlock(nn.Module):
         attended = F.scaled_dot_product_attention(query, key, value)
         x = x + self.project(attended.transpose(1, 2).flatten(2))
         return x + self.mlp(self.mlp_norm(x))
-
-
-def positions_for(grid: Grid, built: Grid, table: Tensor) -> Tensor:
-    """The table [1, N, E] that was built for one grid, or one made afresh for another."""
-    return table if grid == built else sincos_positions(grid, table.shape[2]).to(table)[None]
 
 
 def refuse_uneven(width: int, heads: int) -> None:

@@ -1,12 +1,9 @@
 """Pre-training, composed: settings to parts, data, evaluators and a run folder, and the loop over them."""
 
 import contextlib
-import importlib.util
-import os
+import math
 import platform
-import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,11 +12,20 @@ from typing import Any
 
 import torch
 
-from mimkit.backbones import DenseEncoder
+from mimkit.backbones import DenseEncoder, VisibleSwin
 from mimkit.compose import compose
 from mimkit.data import ImageList, TrainBatches, split
+from mimkit.distributed import ALONE, World, joined, repeated, restarted
 from mimkit.evaluators import Probe, Reconstructions, subset
 from mimkit.flags import naming
+from mimkit.machine import (
+    choose_device,
+    choose_workers,
+    device_name,
+    git_commit,
+    require_sinks,
+    tensorboard_sink,
+)
 from mimkit.method import Method
 from mimkit.precision import choose_precision, tune_attention
 from mimkit.recipes import Recipe, build, parts_in_words
@@ -46,7 +52,7 @@ class Plan:
     probe_every: int
     notes: list[str]
 
-    def batches(self, workers: int) -> TrainBatches:
+    def batches(self, workers: int, world: World = ALONE) -> TrainBatches:
         return TrainBatches(
             self.train,
             view=self.recipe.view,
@@ -54,13 +60,22 @@ class Plan:
             channels=self.recipe.channels,
             batch_size=self.recipe.train.batch_size,
             parts=self.parts,
+            repeats=self.settings.repeats,
             seed=self.settings.seed,
             workers=workers,
+            rank=world.rank,
+            world=world.size,
         )
 
 
-def plan(name: str, settings: Settings, *, device: torch.device) -> Plan:
+def plan(name: str, settings: Settings, *, device: torch.device, processes: int = 1) -> Plan:
     """Resolve and build a request: read the folder, fix every value, make the method with the seed's weights.
+
+    Args:
+        name: of the recipe.
+        settings: the request.
+        device: where it is to run.
+        processes: that share each batch.
 
     Raises:
         ValueError: a value that is wrong or does not fit another; the message names both.
@@ -80,9 +95,15 @@ def plan(name: str, settings: Settings, *, device: torch.device) -> Plan:
         notes.append(
             f"the recipe's batch of {recipe.train.batch_size} is more than the {len(train)} images: {batch_size}"
         )
-    micro = settings.micro_batch or default_micro_batch(batch_size, device)
-    if batch_size % micro:
-        raise ValueError(f"--micro-batch {micro} does not divide the batch size of {batch_size}")
+    if batch_size % processes:
+        raise ValueError(f"{processes} processes cannot share --batch-size {batch_size} equally")
+    share = batch_size // processes
+    micro = settings.micro_batch or default_micro_batch(share, device)
+    if share % micro:
+        of = f"the {share} images of each of {processes} processes" if processes > 1 else f"the batch size of {share}"
+        raise ValueError(f"--micro-batch {micro} does not divide {of}")
+    if micro % settings.repeats:
+        raise ValueError(f"--repeats {settings.repeats} does not divide the {micro} images computed at once")
     precision = settings.precision or choose_precision(device)
     recipe = replace(recipe, train=replace(recipe.train, batch_size=batch_size, precision=precision))
     if len(train) // batch_size < 10 and settings.batch_size is None and name != "small":
@@ -106,7 +127,7 @@ def plan(name: str, settings: Settings, *, device: torch.device) -> Plan:
     torch.manual_seed(settings.seed)
     method = build(recipe)
     tune_attention(method, device, precision)
-    return Plan(name, recipe, settings, method, train, held_out, batch_size // micro, probe_every, notes)
+    return Plan(name, recipe, settings, method, train, held_out, share // micro, probe_every, notes)
 
 
 def pretrain(recipe: str, settings: Settings, out: Path, *, machine: Machine = HERE, overwrite: bool = False) -> bool:
@@ -124,58 +145,88 @@ def pretrain(recipe: str, settings: Settings, out: Path, *, machine: Machine = H
         TrainingStopped: the run cannot go on.
     """
     out = Path(out)
-    refuse_nonempty(out, overwrite=overwrite)
-    if settings.data.is_dir() and out.resolve().is_relative_to(settings.data.resolve()):
-        raise ValueError(f"--out {out} lies inside --data {settings.data}: the run's pictures would become data")
     device = choose_device(machine.device)
     require_sinks(machine)
-    request = plan(recipe, settings, device=device)
-    run = Run.create(out, facts(request, device), overwrite=overwrite)
-    return execute(request, run, machine, device)
+    with joined(device, machine.parallel) as world:
+        if restarted() and world.first((out / "run.json").is_file):
+            return go_on(Run(out), machine, device, world, recipe=recipe if ":" in recipe else None)
+        world.first(lambda: refuse_nonempty(out, overwrite=overwrite))
+        if settings.data.is_dir() and out.resolve().is_relative_to(settings.data.resolve()):
+            raise ValueError(f"--out {out} lies inside --data {settings.data}: the run's pictures would become data")
+        request = plan(recipe, settings, device=device, processes=world.size)
+
+        def create() -> None:
+            Run.create(out, facts(request, device, world), overwrite=overwrite)
+
+        world.first(create)
+        return execute(request, Run(out), machine, device, world)
 
 
-def resume(run: Run, *, machine: Machine = HERE, recipe: str | None = None) -> bool:
-    """Continue a run exactly where its last checkpoint left it.
+def resume(run: Run, *, machine: Machine = HERE, recipe: str | None = None, micro_batch: int | None = None) -> bool:
+    """Continue a run exactly where its last checkpoint left it, with however many processes.
 
     Args:
         run: what to continue.
         machine: device, reading processes and the like.
         recipe: FILE.py:NAME, for a run made with a recipe from a file of your own.
+        micro_batch: images computed at once from now on; other numbers than before change results by rounding, and
+            those of masks shared by a batch.
 
     Raises:
         ValueError: the images are not those the run began with.
     """
     device = choose_device(machine.device)
     require_sinks(machine)
+    with joined(device, machine.parallel) as world:
+        return go_on(run, machine, device, world, recipe=recipe, micro_batch=micro_batch)
+
+
+def go_on(
+    run: Run,
+    machine: Machine,
+    device: torch.device,
+    world: World,
+    *,
+    recipe: str | None = None,
+    micro_batch: int | None = None,
+) -> bool:
+    """What `resume` does, with the other processes."""
     recompose(run.facts, run.folder, recipe)
-    request = plan(recipe or run.facts["recipe"], Settings.from_json(run.facts["settings"]), device=device)
+    settings = Settings.from_json(run.facts["settings"])
+    if micro_batch is None and settings.batch_size is not None and settings.micro_batch is not None:
+        share = settings.batch_size // world.size
+        micro_batch = (
+            settings.micro_batch if share % settings.micro_batch == 0 else math.gcd(share, settings.micro_batch)
+        )
+    settings = replace(settings, micro_batch=micro_batch)
+    request = plan(recipe or run.facts["recipe"], settings, device=device, processes=world.size)
     if run.facts["training"] != str(request.recipe.train):
         raise ValueError(f"{run.folder} began with {run.facts['training']}, which is {request.recipe.train} now")
     if run.facts["data"]["fingerprint"] != fingerprint(request):
         raise ValueError(f"the images in {request.settings.data} are no longer those that {run.folder} began with")
-    return execute(request, run, machine, device)
+    return execute(request, run, machine, device, world)
 
 
-def execute(request: Plan, run: Run, machine: Machine, device: torch.device) -> bool:
-    """Train a plan in its run folder, and write the report."""
+def execute(request: Plan, run: Run, machine: Machine, device: torch.device, world: World = ALONE) -> bool:
+    """Train a plan in its run folder; the first process writes the report."""
     from mimkit.report import write_report
 
-    for line in (*describe(request), *request.notes):
+    for line in (*describe(request, world), *request.notes) if world.leads else ():
         print(line, file=sys.stderr)
     workers = choose_workers(machine.workers)
-    batches = request.batches(workers)
+    batches = request.batches(workers, world)
     every = request.probe_every * batches.steps_per_epoch
     method = request.method
     evaluators: list[tuple[int, Evaluator]] = []
     if len(request.held_out):
         bank = subset(request.train, request.settings.probe_images)
         test = subset(request.held_out, request.settings.probe_images)
-        at_once = request.recipe.train.batch_size // request.parts
+        at_once = request.settings.micro_batch or 1
         probe = Probe(method, bank, test, device=device, workers=workers, batch_size=at_once)
         shown = Reconstructions(method, subset(request.held_out, PICTURES), run.folder, device=device)
         evaluators = [(every, probe), (every, shown)]
     try:
-        with run.locked():
+        with run.locked() if world.leads else contextlib.nullcontext():
             return fit(
                 method,
                 batches,
@@ -188,14 +239,28 @@ def execute(request: Plan, run: Run, machine: Machine, device: torch.device) -> 
                 checkpoint_minutes=machine.checkpoint_minutes,
                 skipped_share=request.settings.skipped_share,
                 images=len(request.train) + len(request.held_out),
-                sinks=[tensorboard_sink(run.folder)] if machine.tensorboard else [],
+                sinks=[tensorboard_sink(run.folder)] if machine.tensorboard and world.leads else [],
+                world=world,
+                blocks=blocks,
             )
     except OSError as error:  # a full disk, a folder gone: the request was fine, the work failed
         what = f"{error.strerror}: {error.filename}" if error.strerror else str(error)
         raise TrainingStopped(f"{what}; what was saved is kept, go on with: mimkit resume {run.folder}") from error
     finally:
-        with contextlib.suppress(OSError):
-            write_report([run.folder], run.folder / "report.html")
+        if world.leads:
+            with contextlib.suppress(OSError):
+                write_report([run.folder], run.folder / "report.html")
+
+
+def blocks(method: torch.nn.Module) -> list[torch.nn.Module]:
+    """What FSDP shards as one: the blocks that are called as such. `VisibleSwin` calls the parts of its blocks."""
+    assert isinstance(method, Method)
+    parts = [method.readout, method.decoders]
+    return [
+        block
+        for part in (parts if isinstance(method.encoder, VisibleSwin) else [method.encoder, *parts])
+        for block in repeated(part)
+    ]
 
 
 def fingerprint(request: Plan) -> str:
@@ -203,23 +268,24 @@ def fingerprint(request: Plan) -> str:
     return f"{request.train.fingerprint()}-{request.held_out.fingerprint()}"
 
 
-def describe(request: Plan) -> list[str]:
+def describe(request: Plan, world: World = ALONE) -> list[str]:
     """A few lines that say what is about to be trained."""
     values, settings, encoder = request.recipe.train, request.settings, request.method.encoder
     height, width = request.recipe.image_size
     how = "computing on visible tokens only"
     if isinstance(encoder, DenseEncoder):
         how = "mask tokens in place of hidden cells" + (f" ({encoder.why})" if encoder.why else "")
+    processes = f" in each of {world.size} processes, {world.parallel}" if world.size > 1 else ""
     labels = f"{len(request.train.classes)} classes" if request.train.classes else "no class folders"
     return [
         f"{request.name}: {encoder.name} at {height} x {width}, {parameters(encoder):,} parameters, {how}",
         f"data: {len(request.train):,} training and {len(request.held_out):,} held-out images, {labels}",
-        f"training: {values.epochs} epochs, batch {values.batch_size} ({settings.micro_batch} at once), peak learning "
-        f"rate {values.peak_lr:.3g} = {values.base_lr:g} x {values.batch_size} / {values.lr_batch}, {values.precision}",
+        f"training: {values.epochs} epochs, batch {values.batch_size} ({settings.micro_batch} at once{processes}), peak "
+        f"learning rate {values.peak_lr:.3g} = {values.base_lr:g} x {values.batch_size} / {values.lr_batch}, {values.precision}",
     ]
 
 
-def facts(request: Plan, device: torch.device) -> dict[str, Any]:
+def facts(request: Plan, device: torch.device, world: World = ALONE) -> dict[str, Any]:
     """What run.json says."""
     method, recipe = request.method, request.recipe
     batches = request.batches(workers=0)
@@ -247,6 +313,7 @@ def facts(request: Plan, device: torch.device) -> dict[str, Any]:
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "timm", "numpy", "pillow")},
         "machine": f"{device_name(device)}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "processes": world.size,
         "git_commit": git_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -261,63 +328,3 @@ def default_micro_batch(batch_size: int, device: torch.device) -> int:
     """The largest divisor of the batch size up to 256 on an accelerator, 128 on a CPU."""
     most = 128 if device.type == "cpu" else 256
     return max(n for n in range(1, min(most, batch_size) + 1) if batch_size % n == 0)
-
-
-def choose_device(name: str) -> torch.device:
-    """The named device; "auto" takes a GPU where there is one.
-
-    Raises:
-        ValueError: there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def choose_workers(workers: int | None) -> int:
-    """The given number of reading processes, or one for each two cores, at least one, at most eight."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, cores // 2)) if workers is None else workers
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's or processor's own name, where it tells."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that mimkit runs from, or None."""
-    checkout = Path(__file__).parents[2]
-    if not (checkout / ".git").exists():
-        return None
-    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def require_sinks(machine: Machine) -> None:
-    """Raise ValueError where a package that the machine's options need is missing."""
-    if machine.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise ValueError("--tensorboard needs the package: pip install 'mimkit[tensorboard]'")
-
-
-def tensorboard_sink(folder: Path) -> Callable[[dict[str, Any]], None]:
-    """Writes every number of a row to TensorBoard."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer = SummaryWriter(str(folder / "tensorboard"))
-
-    def write(row: dict[str, Any]) -> None:
-        for key, value in row.items():
-            if isinstance(value, int | float) and key not in ("step", "epoch"):
-                writer.add_scalar(f"{row['kind']}/{key}", value, row["step"])
-        writer.flush()
-
-    return write

@@ -15,19 +15,24 @@ PLAIN_SECONDS = 10.0
 
 
 class Progress:
-    """Progress of a training run, on stderr.
+    """Progress of a training run or other long work, on stderr.
 
     Args:
         steps: of the whole run.
         done: steps already done when this process started.
         images_per_step: for images per second.
+        unit: what a step is called in plain lines.
+        silent: say nothing, as all but one of several processes do.
     """
 
-    def __init__(self, *, steps: int, done: int, images_per_step: int) -> None:
-        self.steps, self.first, self.images_per_step = steps, done, images_per_step
+    def __init__(
+        self, *, steps: int, done: int, images_per_step: int, unit: str = "step", silent: bool = False
+    ) -> None:
+        self.silent = silent
+        self.steps, self.first, self.images_per_step, self.unit = steps, done, images_per_step, unit
         self.console = Console(stderr=True)
         self.bar: Bar | None = None
-        if self.console.is_terminal:
+        if self.console.is_terminal and not silent:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self.bar = Bar(*columns, console=self.console)
             self.task = self.bar.add_task("", total=steps, completed=done)
@@ -81,10 +86,12 @@ class Progress:
         if now - self.spoke >= PLAIN_SECONDS or step == self.steps:
             self.spoke = now
             left = (now - self.started - self.aside) / max(1, step - self.first) * (self.steps - step)
-            self.line(f"step {step}/{self.steps}  {self.summary}  {duration(left)} left")
+            self.line(f"{self.unit} {step}/{self.steps}  {self.summary}  {duration(left)} left")
 
     def line(self, text: str) -> None:
         """A line of its own, above the bar."""
+        if self.silent:
+            return
         if self.bar:
             self.console.print(text, markup=False, highlight=False)
         else:

@@ -185,7 +185,7 @@ class Levels(Readout):
     Args:
         encoder: gives widths, depth and cells.
         taps: to decode, the last one at the end. None takes the published 1, 3, depth − 3, depth − 1 of a plain
-            transformer, and every stage of a hierarchical backbone.
+            transformer, and the last four stages of a hierarchical backbone.
         scales: side of each level's cells, over its tap's. None takes 1/4, 1/2, 1 and 2 for a plain transformer (with
             16-pixel patches 4, 8, 16 and 32 pixels), and 1 for stages, whose own cells grow.
 
@@ -198,7 +198,11 @@ class Levels(Readout):
     ) -> None:
         super().__init__()
         hierarchical = len(set(encoder.levels)) > 1
-        published = range(encoder.depth) if hierarchical else (1, 3, encoder.depth - 3, encoder.depth - 1)
+        published = (
+            range(max(0, encoder.depth - 4), encoder.depth)
+            if hierarchical
+            else (1, 3, encoder.depth - 3, encoder.depth - 1)
+        )
         self.taps = tuple(encoder.resolve(taps or published))
         scales = scales or ((1,) * len(self.taps) if hierarchical else (0.25, 0.5, 1, 2))
         if len(self.taps) != len(scales):

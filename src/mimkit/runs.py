@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mimkit.checkpoint import Checkpoint, recover, save
+from mimkit.checkpoint import Checkpoint, load, recover, save
 from mimkit.files import flush, refuse_unwritable, write_text
 
 try:
@@ -94,6 +94,10 @@ class Run:
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None; torn ones are set aside."""
         return recover(self.folder / "checkpoints")
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """The checkpoint after `step` steps; raises `Torn` where it is not whole."""
+        return load(self.folder / "checkpoints" / f"step-{step:08d}")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -23,6 +23,8 @@ class Train:
         decay_positions: decay learned positions and relative position biases too, as SimMIM's code does to Swin's.
         clip_grad: largest gradient norm; None leaves gradients alone.
         precision: bf16 autocast, or float32 throughout.
+        ema: decay per step of an exponential moving average of the weights, which is then what the run hands out;
+            None keeps none.
     """
 
     epochs: int
@@ -39,12 +41,15 @@ class Train:
     decay_positions: bool = False
     clip_grad: float | None = None
     precision: Literal["bf16", "fp32"] = "bf16"
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "base_lr", "lr_batch", "clip_grad"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"--ema must lie between 0 and 1, got {self.ema}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"--weight-decay must be at least 0, got {self.weight_decay}")
         if not 0 <= self.warmup_epochs < self.epochs:

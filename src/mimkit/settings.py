@@ -11,7 +11,8 @@ class Settings:
     """All that may change a run's results. None means the recipe's value, or one chosen when the run starts."""
 
     data: Path
-    """Folder of images, nested any way, or a text file that lists them."""
+    """Folder of images, nested any way; a text file that lists them; a file of mimkit pack; or .tar shards:
+    "shards/train-{000..012}.tar", or a folder of them."""
     held_out: float = 0.1
     """Share of the images kept for evaluation, unless the folder has `train` and `val` folders."""
     backbone: str | None = None
@@ -21,6 +22,8 @@ class Settings:
     """visible: compute on visible tokens only (ViT, Swin, ConvMAE); dense: mask tokens in place of hidden cells."""
     class_tokens: int | None = None
     """How many class tokens a plain ViT has."""
+    norm_eps: float | None = None
+    """Epsilon of the LayerNorms of a transformer encoder and its decoder; default: as published."""
     image_size: tuple[int, ...] | None = None
     """Side of the training crop in pixels, or its height and width."""
     channels: Literal[1, 3] | None = None
@@ -59,6 +62,9 @@ class Settings:
     """Images per step; the learning rate follows it."""
     micro_batch: int | None = None
     """Images computed at once; gradients accumulate up to the batch size."""
+    repeats: int = 1
+    """Views, each with its own mask, cut from an image that is decoded once. Steps and epochs have as many views as
+    without; a pass over all images takes so many epochs."""
     base_lr: float | None = None
     """Peak learning rate for 256 images per step; the rate used is base_lr * batch_size / 256."""
     warmup_epochs: float | None = None
@@ -69,6 +75,8 @@ class Settings:
     """Largest gradient norm."""
     precision: Literal["bf16", "fp32"] | None = None
     """Default: bf16 where the device computes fast in it, else fp32."""
+    ema: float | None = None
+    """Decay per step of a moving average of the weights, such as 0.999, which is then what is probed and exported."""
     seed: int = 0
     probe_every: int | None = None
     """Epochs between looks at the encoder (probe and pictures); default: before, and five times during the run."""
@@ -86,7 +94,7 @@ class Settings:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         counts = ("mask_cell", "class_tokens", "decoder_width", "decoder_depth", "decoder_heads", "micro_batch")
-        for name in (*counts, "probe_every", "probe_images", "log_every"):
+        for name in (*counts, "repeats", "probe_every", "probe_images", "log_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{flag(name)} must be at least 1, got {value}")
@@ -94,6 +102,8 @@ class Settings:
             raise ValueError(f"--mean and --std go together, one number each per channel; got {self.mean}, {self.std}")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"--std must be above 0, got {self.std}")
+        if self.norm_eps is not None and not 0 < self.norm_eps < 1:
+            raise ValueError(f"--norm-eps must lie between 0 and 1, got {self.norm_eps}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"--seed must lie in 0 .. 2**63 - 1, got {self.seed}")
         for name in ("held_out", "skipped_share"):
@@ -126,6 +136,8 @@ class Machine:
     """Processes that read images; default: one for each two cores, at least one, at most eight."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints; 0 writes one after each step."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: each process holds the whole model (ddp), or a share of every parameter (fsdp)."""
     tensorboard: bool = False
     """Also write TensorBoard events (pip install mimkit[tensorboard])."""
 

@@ -110,12 +110,14 @@ def recompose(request: dict[str, Any], source: str | Path, recipe: str | None = 
 def require_same_parts(request: dict[str, Any], recipe: Recipe, source: str | Path) -> None:
     """Refuse weights of a recipe that has other parts today than when they were trained.
 
+    Of a file that holds an encoder only, no other part matters.
+
     Raises:
         ValueError: it has; the message names the part and both its forms.
     """
     for name, now in parts_in_words(recipe).items():
         then = request["parts"][name]
-        if then != now:
+        if then != now and (name == "encoder" or not request.get("encoder_only")):
             raise ValueError(f"{source} was trained with {name} {then}, but recipe {request['recipe']} now has {now}")
 
 

@@ -4,22 +4,33 @@ One step s is a pure function of the state after step s − 1 and of s itself: b
 computed from s, so a resumed run needs only weights, optimizer moments and torch's generator.
 """
 
+import copy
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
-from mimkit.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from mimkit.checkpoint import Checkpoint
+from mimkit.distributed import ALONE, World, accumulating, parallelized, repeated
 from mimkit.progress import Progress
 from mimkit.runs import Run
 from mimkit.schedule import Train
+from mimkit.state import State, parameter_groups
+
+__all__ = ["State", "Train", "TrainingStopped", "fit", "parameter_groups"]
 
 Row = dict[str, Any]
+
+NO_MEMORY = ("out of memory", "can't allocate memory")  # of devices, and of the machine
+NO_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
 class Batches(Protocol):
@@ -47,21 +58,6 @@ class TrainingStopped(RuntimeError):
     """The run cannot go on; the message says why and what is kept."""
 
 
-def parameter_groups(model: nn.Module, values: Train) -> list[dict[str, Any]]:
-    """AdamW's groups: matrices decayed, biases, norms and other vectors not, tokens and positions as the values say."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decayed = parameter.ndim > 1
-            if name.endswith("_token"):
-                decayed = values.decay_tokens
-            elif name.endswith(("pos_embed", "relative_position_bias_table")):
-                decayed = values.decay_positions
-            groups[decayed].append(parameter)
-    decays = {True: values.weight_decay, False: 0.0}
-    return [{"params": group, "weight_decay": decays[decayed]} for decayed, group in groups.items() if group]
-
-
 def fit(
     model: nn.Module,
     batches: Batches,
@@ -77,6 +73,8 @@ def fit(
     skipped_share: float = 0.1,
     images: int = 0,
     sinks: Iterable[Callable[[Row], None]] = (),
+    world: World = ALONE,
+    blocks: Callable[[nn.Module], Sequence[nn.Module]] = repeated,
 ) -> bool:
     """Train from the run's latest checkpoint, or from the start, to the end.
 
@@ -94,39 +92,53 @@ def fit(
         skipped_share: share of the images that may prove unreadable.
         images: number of images, for that share.
         sinks: called with every row, such as a TensorBoard writer.
+        world: the processes that train together. `batches` are this one's slices, and all give the same values; the
+            first one writes, evaluates and speaks.
+        blocks: of the model: what is sharded as one, where parameters lie in shares. The model itself stays whole
+            then, and has the trained weights when evaluators look and in the end.
 
     Returns:
         True at the end; False when a signal asked to stop, and a checkpoint was written.
 
     Raises:
-        TrainingStopped: too many steps without a finite loss, or too many unreadable images.
+        TrainingStopped: too many steps without a finite loss, too many unreadable images, or an error on the way.
     """
     steps_per_epoch = batches.steps_per_epoch
     steps = values.epochs * steps_per_epoch
     device = torch.device(device)
-    state = State(model.to(device).train(), values)
-    first = run.latest()
-    run.rewind(first)
+    trained = copy.deepcopy(model) if world.sharded else model
+    loss_of = parallelized(trained.to(device).train(), world, device, blocks(trained) if world.sharded else ())
+    state = State(trained, values, world)
+    if world.sharded and world.leads:
+        model.to(device)
+    first = newest(run, world)
     if first is not None:
         state.restore(first)
+    met: list[tuple[str, str]] = []  # unreadable images of this step
 
     def record(row: Row) -> None:
-        run.log(row)
-        for sink in sinks:
-            sink(row)
+        if world.leads:
+            run.log(row)
+            for sink in sinks:
+                sink(row)
 
     def evaluate(step: int) -> None:
-        for every, evaluator in evaluators:
-            if step == steps or step % every == 0:
+        due = [evaluator for every, evaluator in evaluators if step == steps or step % every == 0]
+        unreadable: list[tuple[str, str]] = []
+        if not due:
+            return
+        with progress.pausing(), state.shown_in(model):
+            for evaluator in due if world.leads else ():
                 model.eval()
                 gpus = [device] if device.type == "cuda" else []
-                with progress.pausing(), torch.random.fork_rng(devices=gpus), torch.no_grad():
+                with torch.random.fork_rng(devices=gpus), torch.no_grad():
                     row = evaluator(step)
                 model.train()
                 if row is not None:
-                    count_skipped(step, row.pop("skipped", ()))
+                    unreadable += row.pop("skipped", ())
                     record({**row, "step": step, "epoch": step / steps_per_epoch})
                     progress.line(f"step {step}: {beside_untrained(row, run)}")
+        count_skipped(step, world.first(lambda: unreadable))
 
     def count_skipped(step: int, unreadable: Sequence[tuple[str, str]]) -> None:
         for path, reason in unreadable:
@@ -140,123 +152,134 @@ def fit(
                 f"--skipped-share {skipped_share:g} that is allowed; the last one: {unreadable[-1][0]}"
             )
 
-    def add_gradients(step: int) -> Tensor:
+    def add_gradients() -> Tensor:
         loss = torch.zeros((), device=device)
-        for _ in range(batches.parts):
+        for number in range(batches.parts):
             with progress.waiting():
                 batch = next(parts)
-            count_skipped(step, batch.skipped)
-            with torch.autocast(device.type, torch.bfloat16, enabled=values.precision == "bf16"):
-                part = model(**batch.inputs(device)).loss / batches.parts
-            part.backward()
+            met.extend(batch.skipped)
+            with accumulating(loss_of, more=number < batches.parts - 1):
+                with torch.autocast(device.type, torch.bfloat16, enabled=values.precision == "bf16"):
+                    part = loss_of(**batch.inputs(device)) / batches.parts
+                part.backward()
             loss += part.detach()
-        return loss
+        return world.mean(loss)
 
-    with (
-        Progress(steps=steps, done=state.step, images_per_step=values.batch_size) as progress,
-        closing(batches.starting_at(state.step)) as parts,
-        _stop_signals() as stop,
-    ):
-        if state.step == 0:
-            evaluate(0)
-        saved_at = time.monotonic()
-        for step in range(state.step + 1, steps + 1):
-            lr = values.lr((step - 1) / steps_per_epoch)
-            loss = add_gradients(step)
-            norm = state.update(loss, lr)
-            if state.nonfinite:
-                record({"kind": "nonfinite", "step": step, "loss": str(float(loss)), "grad_norm": str(float(norm))})
-                progress.line(f"step {step}: loss {float(loss)}, gradient norm {float(norm)}: step skipped")
-            if state.nonfinite == nonfinite_limit:
+    def tell(step: int, lr: float) -> None:
+        means, bad = state.told()
+        for one in bad:
+            at = step - one.ago
+            record({"kind": "nonfinite", "step": at, "loss": str(one.loss), "grad_norm": str(one.norm)})
+            progress.line(f"step {at}: loss {one.loss}, gradient norm {one.norm}: step skipped")
+            if one.in_a_row == nonfinite_limit:
                 raise TrainingStopped(
-                    f"no finite loss in {nonfinite_limit} steps in a row, up to step {step}; the last checkpoint is "
+                    f"no finite loss in {nonfinite_limit} steps in a row, up to step {at}; the last checkpoint is "
                     f"kept. Try a lower --base-lr (now {values.base_lr:g}), --clip-grad 1, or --precision fp32"
                 )
+        if world.sharded and scalars():
+            state.copy_to(model)
+        row = {"kind": "train", "step": step, "epoch": step / steps_per_epoch, "lr": lr, **means}
+        record({**row, **scalars()})
+        speed = progress.speed(step, row)
+        if world.leads:
+            run.log_speed(speed)
+
+    step = state.step
+    with (
+        Progress(steps=steps, done=step, images_per_step=values.batch_size, silent=not world.leads) as progress,
+        closing(batches.starting_at(step)) as parts,
+        stop_signals() as stop,
+        explained(lambda: step, run, values.batch_size // batches.parts // world.size),
+    ):
+        if step == 0:
+            evaluate(0)
+        saved_at = time.monotonic()
+        while step < steps:
+            lr = values.lr(step / steps_per_epoch)
+            step += 1
+            loss = add_gradients()
+            if world.size > 1 and step == state.step + 1:
+                refuse_without_gradient(state)
+            state.update(loss, lr)
             if step % log_every == 0 or step == steps:
-                row = {"kind": "train", "step": step, "epoch": step / steps_per_epoch, "lr": lr, **state.means()}
-                record({**row, **scalars()})
-                run.log_speed(progress.speed(step, row))
+                tell(step, lr)
             progress.step(step)
             evaluate(step)
+            overdue = time.monotonic() - saved_at >= checkpoint_minutes * 60
+            stopping, saving, unreadable = world.any(stop(), world.leads and overdue, bool(met))
+            if unreadable:
+                count_skipped(step, [one for some in world.gather(met) for one in some])
+                met.clear()
             if step == steps:
                 record({"kind": "end", "step": steps})
-            stopping = stop()
-            if step == steps or stopping or time.monotonic() - saved_at >= checkpoint_minutes * 60:
-                run.save(step, state.checkpoint())
+            if step == steps or stopping or saving:
+                checkpoint = state.checkpoint()
+                if world.leads:
+                    run.save(step, checkpoint)
                 saved_at = time.monotonic()
             if stopping and step < steps:
                 return False
+    if world.sharded:
+        state.copy_to(model)
     return True
 
 
-class State:
-    """What a step changes, and so what a checkpoint holds.
+def newest(run: Run, world: World) -> Checkpoint | None:
+    """The run's newest whole checkpoint, the same for all; the first process brings the log back to it."""
 
-    Args:
-        model: on its device.
-        values: see `Train`.
+    found: list[Checkpoint] = []
+
+    def prepared() -> int | None:
+        checkpoint = run.latest()
+        run.rewind(checkpoint)
+        found.extend([checkpoint] if checkpoint else [])
+        return checkpoint.state["step"] if checkpoint else None
+
+    step = world.first(prepared)
+    if step is not None and not found:
+        found.append(run.checkpoint(step))
+    return found[0] if found else None
+
+
+def refuse_without_gradient(state: State) -> None:
+    """Processes exchange a gradient for every parameter that is trained: one without must be frozen.
+
+    Raises:
+        TrainingStopped: there is one.
     """
-
-    def __init__(self, model: nn.Module, values: Train) -> None:
-        self.model, self.clip_grad = model, values.clip_grad
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, values), lr=0.0, betas=values.betas, fused=True)
-        self.step = 0  # steps done when this process took over
-        self.window: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm since the last training row
-        self.skipped: set[str] = set()
-        self.nonfinite = 0  # steps in a row
-
-    def update(self, loss: Tensor, lr: float) -> Tensor:
-        """One AdamW step with the gradients that are there, unless something is not finite. Returns their norm."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self.clip_grad is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.clip_grad, norm)
-        if torch.isfinite(loss) and torch.isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
-            self.window.append((loss, norm))
-            self.nonfinite = 0
-        else:
-            self.nonfinite += 1
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
-
-    def means(self) -> dict[str, float]:
-        """Mean loss and gradient norm since the last call; nothing where no step was finite."""
-        if not self.window:
-            return {}
-        losses, norms = (torch.stack(column).cpu().double().mean() for column in zip(*self.window, strict=True))
-        self.window.clear()
-        return {"loss": float(losses), "grad_norm": float(norms)}
-
-    def checkpoint(self) -> Checkpoint:
-        device = next(self.model.parameters()).device
-        generators = {"generator/cpu": torch.get_rng_state()}
-        if device.type == "cuda":
-            generators["generator/cuda"] = torch.cuda.get_rng_state(device)
-        return Checkpoint(
-            weights=self.model.state_dict(),
-            training={**optimizer_tensors(self.optimizer, self.model), **generators},
-            state={
-                "window": [[float(loss), float(norm)] for loss, norm in self.window],
-                "skipped": sorted(self.skipped),
-                "nonfinite": self.nonfinite,
-            },
+    names = state.without_gradient()
+    if names:
+        raise TrainingStopped(
+            f"{len(names)} trained parameters got no gradient, {names[0]} first: to train with several processes, "
+            "freeze (requires_grad_(False)) what the loss does not depend on"
         )
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """The inverse of `checkpoint`."""
-        self.model.load_state_dict(checkpoint.weights)
-        restore_optimizer(self.optimizer, self.model, checkpoint.training)
-        device = next(self.model.parameters()).device
-        torch.set_rng_state(checkpoint.training["generator/cpu"])
-        if "generator/cuda" in checkpoint.training and torch.cuda.is_available():
-            torch.cuda.set_rng_state(checkpoint.training["generator/cuda"], device)
-        window = torch.tensor(checkpoint.state["window"], device=device).view(-1, 2)
-        self.window = [(loss, norm) for loss, norm in window]
-        self.step, self.nonfinite = checkpoint.state["step"], checkpoint.state["nonfinite"]
-        self.skipped = set(checkpoint.state["skipped"])
+
+@contextmanager
+def explained(step: Callable[[], int], run: Run, micro_batch: int) -> Iterator[None]:
+    """Inside, what the training itself runs into becomes one line with what to do; the traceback stays its cause.
+
+    Raises:
+        TrainingStopped: instead of errors that are not our own.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError, MemoryError) as error:
+        if type(error).__module__.startswith("mimkit."):
+            raise
+        lines = str(error).strip().splitlines() or [""]
+        on = f"the last checkpoint is kept, go on with: mimkit resume {run.folder}"
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY):
+            smaller = f" --micro-batch {micro_batch // 2}" if micro_batch > 1 else ""
+            what = f"out of memory in step {step()}, with --micro-batch {micro_batch}"
+            raise TrainingStopped(f"{what}; {on}{smaller}") from error
+        if "DataLoader worker" in str(error):
+            raise TrainingStopped(f"a process that reads images was lost in step {step()}: {lines[0]}; {on}") from error
+        if isinstance(error, dist.DistError) or any(words in str(error) for words in NO_PEER):
+            raise TrainingStopped(f"another process of this run was lost in step {step()}; {on}") from error
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        raise TrainingStopped(f"step {step()}: {type(error).__name__} in {where}: {lines[0]}; {on}") from error
 
 
 def beside_untrained(row: Row, run: Run) -> str:
@@ -271,7 +294,7 @@ def beside_untrained(row: Row, run: Run) -> str:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
+def stop_signals() -> Iterator[Callable[[], bool]]:
     """While inside, the first SIGTERM or SIGINT asks to stop after the step; a second one acts at once."""
     asked = False
 

@@ -1,7 +1,7 @@
 """How an image becomes a training view: which box is cut, how it is resized, how pixels are normalised.
 
-A view turns a Pillow image into a uint8 array [H, W, C] of a fixed size. Its randomness comes from the NumPy generator
-that the caller hands it, never from a global one.
+A view turns an image into a uint8 array [H, W, C] of a fixed size. Its randomness comes from the NumPy generator that
+the caller hands it, never from a global one.
 """
 
 import math
@@ -19,10 +19,39 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 MOST_ELONGATED = 16
 
 
-class View(Protocol):
-    """One random (or fixed) crop of an image."""
+class Picture(Protocol):
+    """An image that can be cut, decoded or not yet: how much must be decoded is known only with the box.
 
-    def __call__(self, image: Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray: ...
+    Args:
+        size: (width, height), upright.
+    """
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+    def cut(self, box: Box, size: Size, interpolation: Image.Resampling) -> np.ndarray:
+        """A box of whole pixels within the image, resized with an antialiased filter: uint8 [H, W] or [H, W, C]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class PillowPicture:
+    """A Pillow image of mode L or RGB; its cuts are Pillow's own, bit for bit."""
+
+    image: Image.Image
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.image.size
+
+    def cut(self, box: Box, size: Size, interpolation: Image.Resampling) -> np.ndarray:
+        return _pixels(_crop(self.image, box).resize(size[::-1], interpolation))
+
+
+class View(Protocol):
+    """One random (or fixed) crop of an image; a Pillow image is cut by Pillow."""
+
+    def __call__(self, image: Picture | Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -91,10 +120,10 @@ class RandomResizedCrop:
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"a crop's ratio must rise from above 0, got {self.ratio}")
 
-    def __call__(self, image: Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray:
-        box = self.box(image.width, image.height, rng)
-        image = _cut(image, box).resize(size[::-1], self.interpolation)
-        return _pixels(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < self.flip else image)
+    def __call__(self, image: Picture | Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray:
+        picture = as_picture(image)
+        pixels = picture.cut(self.box(*picture.size, rng), size, self.interpolation)
+        return pixels[:, ::-1] if rng.random() < self.flip else pixels
 
     def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
         """Where to cut an image of that size, in pixels."""
@@ -130,8 +159,9 @@ class SimpleResizedCrop:
     interpolation: Image.Resampling = Image.Resampling.BILINEAR
     flip: float = 0.5
 
-    def __call__(self, image: Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray:
-        pixels = np.asarray(cover(image, size, self.interpolation))
+    def __call__(self, image: Picture | Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray:
+        picture = as_picture(image)
+        pixels = picture.cut(*cover(*picture.size, size), self.interpolation)
         padding = min(self.padding, pixels.shape[0] - 1, pixels.shape[1] - 1)
         pixels = np.pad(pixels, ((padding, padding), (padding, padding), (0, 0))[: pixels.ndim], mode="reflect")
         top, left = (_below(have - want + 1, rng) for have, want in zip(pixels.shape[:2], size, strict=True))
@@ -145,23 +175,28 @@ class CenterCrop:
 
     interpolation: Image.Resampling = Image.Resampling.BICUBIC
 
-    def __call__(self, image: Image.Image, size: Size, rng: np.random.Generator | None = None) -> np.ndarray:
-        image = cover(image, size, self.interpolation)
-        return _pixels(_cut(image, _middle(image.width, image.height, size[1], size[0])))
+    def __call__(self, image: Picture | Image.Image, size: Size, rng: np.random.Generator | None = None) -> np.ndarray:
+        picture = as_picture(image)
+        box, (height, width) = cover(*picture.size, size)
+        left, top, right, bottom = _middle(width, height, size[1], size[0])
+        return picture.cut(box, (height, width), self.interpolation)[top:bottom, left:right]
 
 
-def cover(image: Image.Image, size: Size, interpolation: Image.Resampling) -> Image.Image:
-    """The image resized, its shape kept, to the smallest that covers `size` (height, width).
+def as_picture(image: Picture | Image.Image) -> Picture:
+    """The image, if need be in the form that views cut."""
+    return PillowPicture(image) if isinstance(image, Image.Image) else image
+
+
+def cover(width: int, height: int, size: Size) -> tuple[Box, Size]:
+    """What to cut of an image, and the smallest (height, width) of its shape that covers `size`.
 
     Of an image of more than 16:1 only the middle 16:1 is taken: a strip of 65000 x 1 pixels would grow to gigapixels.
     """
-    width, height = min(image.width, MOST_ELONGATED * image.height), min(image.height, MOST_ELONGATED * image.width)
-    image = _cut(image, _middle(image.width, image.height, width, height))
-    if size[0] * width >= size[1] * height:
-        height, width = size[0], size[0] * width // height  # the longer side rounded down, as torchvision does
-    else:
-        height, width = size[1] * height // width, size[1]
-    return image if (width, height) == image.size else image.resize((width, height), interpolation)
+    w, h = min(width, MOST_ELONGATED * height), min(height, MOST_ELONGATED * width)
+    box = _middle(width, height, w, h)
+    if size[0] * w >= size[1] * h:
+        return box, (size[0], size[0] * w // h)  # the longer side rounded down, as torchvision does
+    return box, (size[1] * h // w, size[1])
 
 
 def _middle(width: int, height: int, w: int, h: int) -> Box:
@@ -170,7 +205,7 @@ def _middle(width: int, height: int, w: int, h: int) -> Box:
     return left, top, left + w, top + h
 
 
-def _cut(image: Image.Image, box: Box) -> Image.Image:
+def _crop(image: Image.Image, box: Box) -> Image.Image:
     if box == (0, 0, image.width, image.height):
         return image
     width, height = box[2] - box[0], box[3] - box[1]

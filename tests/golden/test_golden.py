@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from regenerate import CURVES, EPOCHS, STEPS_PER_EPOCH, curve
 
 from mimkit.compose import recipes
@@ -14,14 +13,6 @@ TOLERANCE = 1e-5  # relative; other processors round otherwise
 @pytest.fixture(scope="module")
 def curves() -> dict[str, list[float]]:
     return json.loads(CURVES.read_text())
-
-
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", recipes())

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimkit.backbones import Encoder, VisibleViT, create_encoder
-from mimkit.readouts import Fused, FusedHierarchical, Readout
+from mimkit.backbones import VisibleViT, create_encoder
+from mimkit.readouts import Fused, FusedHierarchical
 
 SIZE = (32, 48)  # 2 x 3 cells of 16 pixels
 SWIN = (
@@ -124,101 +124,6 @@ def test_stages_need_the_hierarchical_fusion():
     encoder = create_encoder(SWIN, image_size=(128, 192))
     with pytest.raises(ValueError, match=r"^Fused needs one grid; swin_tiny.* has 4: use --readout fused-hierarchical"):
         Fused(encoder)
-
-
-@torch.no_grad()
-def latents_and_level(readout: Readout, encoder: Encoder, size: tuple[int, int], count: int):
-    """What the taps give for two images with so many of their cells hidden, and the level that is made of it."""
-    mask = build.hide(2, (size[0] // encoder.cell, size[1] // encoder.cell), count)
-    latents = encoder(build.images(2, size), mask, readout.taps)
-    (level,) = readout(latents, encoder.norm)
-    return latents, level
-
-
-@torch.no_grad()
-def test_fused_with_mlps_equals_the_formula():
-    encoder = build.encoder(size=SIZE, depth=6)
-    readout = build.perturb(Fused(encoder, (1, 3, 5), projection="mlp"), seed=1)
-    latents, level = latents_and_level(readout, encoder, SIZE, 4)
-    shares = readout.weights.double().exp() / readout.weights.double().exp().sum()
-    for part in ("tokens", "prefix"):
-        total = shares[2] * getattr(latents[2], part).double()
-        for i in range(2):
-            first, _, second = readout.projections[i]
-            x = getattr(latents[i], part).double() @ first.weight.double().T + first.bias.double()
-            x = x * 0.5 * (1 + torch.erf(x / 2**0.5))
-            total = total + shares[i] * (x @ second.weight.double().T + second.bias.double())
-        torch.testing.assert_close(getattr(level, part), encoder.norm(total.float()), rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
-def test_the_pilot_study_averages_all_blocks_unprojected():
-    encoder = build.encoder(size=SIZE, depth=5)
-    readout = build.perturb(Fused(encoder, taps="all", projection=None), seed=1)
-    assert [name for name, _ in readout.named_parameters()] == ["weights"]
-    latents, level = latents_and_level(readout, encoder, SIZE, 4)
-    shares = readout.weights.softmax(0)
-    total = sum(share * latent.tokens for share, latent in zip(shares, latents, strict=True))
-    torch.testing.assert_close(level.tokens, encoder.norm(total), rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("dim", "heads"), [(48, 1), (128, 2)])  # heads of 64 channels where that divides the width
-def test_attention_to_taps_equals_explicit_loop(dim, heads):
-    """Each token of the last tap asks the same token of every tap, whichever its place; what it finds is added."""
-    encoder = build.encoder(size=SIZE, depth=6, dim=dim, heads=2 if dim == 128 else 3)
-    readout = build.perturb(Fused(encoder, (1, 3, 5), fusion="attention"), seed=1)
-    assert readout.scalars() == {}
-    latents, level = latents_and_level(readout, encoder, SIZE, 4)
-    attention = readout.attention
-    taps = [torch.cat([latent.prefix, latent.tokens], dim=1) for latent in latents]
-    projected = [project(tap) for project, tap in zip(readout.projections, taps[:-1], strict=True)] + taps[-1:]
-    found = torch.zeros_like(taps[-1])
-    d = dim // heads
-    for b in range(2):
-        for token in range(taps[0].shape[1]):
-            query = attention.query(projected[-1][b, token])
-            keys = torch.stack([attention.key(tap[b, token]) for tap in projected])
-            values = torch.stack([attention.value(tap[b, token]) for tap in projected])
-            for head in range(heads):
-                own = slice(head * d, head * d + d)
-                weights = (keys[:, own] @ query[own] / d**0.5).softmax(0)
-                found[b, token, own] = weights @ values[:, own]
-    expected = encoder.norm(taps[-1] + attention.out(found))
-    torch.testing.assert_close(torch.cat([level.prefix, level.tokens], dim=1), expected, rtol=0, atol=1e-5)
-
-
-def test_attention_to_taps_begins_as_the_last_one_alone():
-    encoder = build.encoder(size=SIZE, depth=6)
-    latents, level = latents_and_level(Fused(encoder, fusion="attention"), encoder, SIZE, 4)
-    assert torch.equal(level.tokens, encoder.norm(latents[-1].tokens))
-
-
-@pytest.mark.parametrize("kind", ["visible", "dense"])
-@torch.no_grad()
-def test_fused_stages_equal_an_explicit_loop(kind):
-    """Cells of the last grid, one after the other: the tokens that a stage has there, row by row, then projected."""
-    size = (128, 192)
-    encoder = build.perturb(create_encoder(SWIN, image_size=size, kind=kind)).eval()
-    readout = build.perturb(FusedHierarchical(encoder), seed=1)
-    assert readout.taps == (0, 1, 2, 3)
-    latents, level = latents_and_level(readout, encoder, size, 14)
-    h, w = latents[-1].grid
-    assert (h, w) == (4, 6)
-    shares = readout.weights.softmax(0)
-    for b in range(2):
-        cells = range(h * w) if level.ids is None else level.ids[b].tolist()
-        assert len(cells) == (24 if kind == "dense" else 10)
-        for place, cell in enumerate(cells):
-            row, column = divmod(cell, w)
-            total = shares[3] * latents[3].tokens[b, place]
-            for i in range(3):
-                latent, f = latents[i], latents[i].grid[0] // h
-                ids = list(range(f * f * h * w)) if latent.ids is None else latent.ids[b].tolist()
-                inside = [(row * f + y) * latent.grid[1] + column * f + x for y in range(f) for x in range(f)]
-                flat = torch.cat([latent.tokens[b, ids.index(fine)] for fine in inside])
-                total = total + shares[i] * readout.projections[i](flat)
-            torch.testing.assert_close(level.tokens[b, place], encoder.norm(total), rtol=0, atol=1e-5)
 
 
 def test_starts_with_equal_shares_and_learns_them():

@@ -85,6 +85,13 @@ REPLACED = {
     "visible encoder": ({"encoder": "visible"}, {"encoder": partial(create_encoder, **MAE_ENCODER, kind="visible")}),
     "class tokens": ({"class_tokens": 8}, {"encoder": partial(create_encoder, **MAE_ENCODER, reg_tokens=7)}),
     "one class token": ({"class_tokens": 1}, {"encoder": partial(create_encoder, **MAE_ENCODER, reg_tokens=0)}),
+    "norms": (
+        {"norm_eps": 1e-5},
+        {
+            "encoder": partial(create_encoder, **MAE_ENCODER, norm_eps=1e-5),
+            "decoder": partial(TransformerDecoder, width=512, depth=8, heads=16, eps=1e-5),
+        },
+    ),
     "target": ({"target": "raw-pixels"}, {"target": Pixels(normalized=False)}),
     "low frequencies": ({"target": "lowfreq-pixels"}, {"target": LowFreqPixels()}),
     "low frequencies as published": (

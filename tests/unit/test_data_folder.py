@@ -222,7 +222,7 @@ def test_imagenette_keeps_its_split(data_root: Path) -> None:
 def test_the_share_is_about_right_and_nothing_is_lost(tmp_path: Path) -> None:
     members(tmp_path, 2000)
     train, held_out = split(tmp_path, 0.25)
-    assert sorted(train.paths + held_out.paths) == find_images(tmp_path).paths
+    assert sorted([*train.paths, *held_out.paths]) == find_images(tmp_path).paths
     assert not set(train.paths) & set(held_out.paths)
     assert abs(len(held_out) - 500) < 3 * (2000 * 0.25 * 0.75) ** 0.5
     assert split(tmp_path, 0.25)[1].paths == held_out.paths

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mimkit.backbones import Latent
 from mimkit.decoders import CrossDecoder, LinearDecoder, TransformerDecoder
-from mimkit.grids import sincos_positions, unpatchify
+from mimkit.grids import resize_positions, sincos_positions, unpatchify
 from mimkit.masks import Mask
 
 
@@ -58,16 +58,38 @@ def test_equals_the_steps_written_out(prefix, ids):
 
 
 @torch.no_grad()
-def test_another_grid_equals_a_decoder_built_for_it():
-    here, there = decoder(), decoder(grid=(4, 2))
-    there.load_state_dict(here.state_dict())  # positions are no state
+@pytest.mark.parametrize("kind", ["transformer", "cross"])
+@pytest.mark.parametrize("sincos", [True, False], ids=["sine-cosine", "others"])
+def test_another_grid_equals_a_decoder_built_for_it(kind, sincos):
+    """Sine-cosine positions are made afresh, any others resized."""
+    make = {"transformer": decoder, "cross": cross}[kind]
+    here, there = make(), make(grid=(4, 2))
+    positions = there.positions.clone()
+    if not sincos:
+        here.positions += build.images(1, (6, 32), 1)[:, 0] / 10
+        positions = resize_positions(here.positions, (2, 3), (4, 2))
+    there.load_state_dict(here.state_dict() | {"positions": positions})
     given = latent(torch.tensor([[0, 7, 3], [1, 2, 6]]), grid=(4, 2))
     assert torch.equal(here(given), there(given))
     assert here(given).shape == (2, 4, 2, 10)
 
 
-def test_state_holds_weights_only():
-    assert "positions" not in decoder().state_dict()
+def test_positions_are_state_that_does_not_learn():
+    for part in (decoder(), cross()):
+        assert torch.equal(part.state_dict()["positions"], sincos_positions((2, 3), 32)[None])
+        assert "positions" not in dict(part.named_parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"out_grid": (8, 12)}])
+def test_epsilon_of_all_norms(options):
+    for part in (decoder(**options, eps=1e-3), *([] if options else [cross(eps=1e-3)])):
+        norms = [module.eps for module in part.modules() if isinstance(module, nn.LayerNorm)]
+        assert len(norms) >= 5
+        assert set(norms) == {1e-3}
+    assert decoder().norm.eps == cross().norm.eps == 1e-6
+
+
+def test_initial_weights():
     part = TransformerDecoder(24, 10, (2, 3), width=32, depth=1, heads=4)
     assert not part.head.bias.any()
     assert part.mask_token.std().item() == pytest.approx(0.02, rel=0.5)

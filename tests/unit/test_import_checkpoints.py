@@ -89,7 +89,9 @@ def test_facts_of_huggingface():
     config = {"model_type": "vit_mae", "num_attention_heads": 12, "layer_norm_eps": 1e-12, "image_size": 224}
     facts = facts_of(Checkpoint({}, config=config | {"mask_ratio": 0.75}))
     assert (facts.heads, facts.image_size, facts.mask_ratio, facts.normalized) == (12, (224, 224), 0.75, False)
-    assert "layer_norm_eps 1e-12; ours is 1e-06" in facts.notes[0]
+    assert facts.norm_eps == 1e-12
+    for kind, published in (("vit_mae", 1e-6), ("vit", 1e-6), ("swin", 1e-5)):
+        assert facts_of(Checkpoint({}, config={"model_type": kind, "layer_norm_eps": published})).norm_eps is None
     with pytest.raises(ValueError, match="of a 'dinov2'"):
         facts_of(Checkpoint({}, config={"model_type": "dinov2"}))
     with pytest.raises(ValueError, match="hidden_act 'relu'"):
@@ -114,7 +116,7 @@ def mae(tmp_path):
         state = {name.replace("decoders.0.head", "decoder_pred"): value for name, value in state.items()}
         state = {name.replace("decoders.0.mask", "mask"): value for name, value in state.items()}
         state = {name.replace("decoders.0.", "decoder_"): value for name, value in state.items()}
-        state["decoder_pos_embed"] = torch.cat([torch.zeros(1, 1, 32), method.decoders[0].positions], dim=1)
+        state["decoder_pos_embed"] = torch.cat([torch.zeros(1, 1, 32), state.pop("decoder_positions")], dim=1)
         state = {name: value for name, value in state.items() if not name.startswith(without)}
         torch.save({"model": state | dict(more)}, tmp_path / "mae.pth")
         return tmp_path / "mae.pth"
@@ -164,11 +166,28 @@ def test_other_shapes(mae, tmp_path):
     assert report.missing == report.left_over == ("encoder.vit.norm.weight",)
 
 
-def test_positions_that_are_not_the_fixed_ones(mae, tmp_path):
-    """A decoder with positions of its own would not be the same with ours."""
-    table = torch.randn(1, 17, 32, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match=r"left over \(decoder_pos_embed\)"):
-        import_checkpoint(mae(more={"decoder_pos_embed": table}), tmp_path / "out.safetensors", **HEADS)
+def test_positions_that_no_decoder_of_ours_can_have(mae, tmp_path):
+    """Class tokens with different positions, or a table for no grid. Without it, the encoder can be had."""
+    table = torch.randn(1, 18, 32, generator=torch.Generator().manual_seed(0))
+    registers = {"reg_token": torch.zeros(1, 1, 48), "pos_embed": torch.zeros(1, 18, 48)}
+    for more, reason in (
+        (registers | {"decoder_pos_embed": table}, "2 class tokens have different positions"),
+        ({"decoder_pos_embed": table}, "18 positions: neither for 4 x 4 cells nor for a square"),
+    ):
+        path = mae(more=more)
+        with pytest.raises(ValueError, match=f"MAE with its decoder: the decoder.*{reason}"):
+            import_checkpoint(path, tmp_path / "out.safetensors", **HEADS)
+        report = import_checkpoint(path, tmp_path / "out.safetensors", strict=False, **HEADS)
+        assert report.encoder_only
+        assert report.missing == report.left_over == ("decoders.0.positions",)
+    table[:, 1] = table[:, 0]
+    import_checkpoint(mae(more=registers | {"decoder_pos_embed": table}), tmp_path / "out.safetensors", **HEADS)
+
+
+def test_a_decoder_without_positions_has_the_usual_ones(mae, tmp_path):
+    import_checkpoint(mae(without="decoder_pos_embed"), tmp_path / "out.safetensors", **HEADS)
+    (decoder,) = load_method(tmp_path / "out.safetensors").decoders
+    assert torch.equal(decoder.positions, sincos_positions((4, 4), 32)[None])
 
 
 def test_settings_and_origin_are_written(mae, tmp_path):
@@ -191,6 +210,7 @@ def test_another_image_size(mae, tmp_path, sincos):
     before = torch.load(path, weights_only=True)["model"]["pos_embed"]
     import_checkpoint(path, tmp_path / "out.safetensors", image_size=(96, 64), **HEADS)
     method = load_method(tmp_path / "out.safetensors")
+    torch.testing.assert_close(method.decoders[0].positions, sincos_positions((6, 4), 32)[None], rtol=0, atol=1e-6)
     after = method.encoder.vit.pos_embed
     expected = sincos_positions((6, 4), 48)[None] if sincos else resize_positions(before[:, 1:], (4, 4), (6, 4))
     torch.testing.assert_close(after[:, 1:], expected, rtol=0, atol=1e-6)

@@ -149,7 +149,7 @@ def test_what_is_no_checkpoint(tmp_path):
         read_checkpoint(tmp_path)
     for name, content in (("a.pth", b"not a pickle"), ("b.pth", b""), ("c.safetensors", b"not safetensors")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name} (cannot be read|is no safetensors)"):
+        with pytest.raises(ValueError, match=f"{name} is no (checkpoint that torch can read|safetensors file)"):
             read_checkpoint(tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="holds a list, not weights by name"):

@@ -98,6 +98,11 @@ def test_arguments_in_brackets_go_before_those_of_the_call():
     assert (encoder.dim, encoder.depth, encoder.vit.num_prefix_tokens) == (48, 2, 3)
 
 
+def test_arguments_of_models_may_be_called_like_ours():
+    encoder = create_encoder("resnet18(layers=(1, 1, 1, 1), channels=(8, 8, 8, 16))", image_size=(64, 64), channels=1)
+    assert (encoder.channels, encoder.dim) == (1, 16)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "reason"),
     [

@@ -1,12 +1,14 @@
 """Names to encoders."""
 
 import ast
+import re
 from typing import Any, Literal
 
 import timm
 from timm.layers import PatchEmbed
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from mimkit.backbones.conv import ConvMAE
 from mimkit.backbones.dense import DenseEncoder
@@ -25,6 +27,7 @@ def create_encoder(
     kind: Literal["visible", "dense"] | None = None,
     pretrained: bool = False,
     sincos: bool = True,
+    norm_eps: float | None = None,
     isolated: bool = False,
     mask_token: bool = False,
     **options: Any,
@@ -39,7 +42,10 @@ def create_encoder(
         kind: "visible" computes on visible tokens only (plain ViTs, Swin, ConvMAE); "dense" has mask tokens where
             pixels are hidden (whatever hands out intermediate features). None takes visible where there is one.
         pretrained: load timm's weights (downloaded on first use), which keeps learned positions.
-        sincos: for visible-only ViTs: fixed sine-cosine positions instead of learned ones.
+        sincos: for visible-only ViTs: fixed sine-cosine positions instead of learned ones. The brackets behind the
+            name may say it too, and go before.
+        norm_eps: what LayerNorms of blocks, and the final one, add to the variance; those of stems and mergings keep
+            theirs. None leaves it to the model.
         isolated: stop gradients behind each tap; for visible-only ViTs and Swin.
         mask_token: be ready for masks that replace tokens; visible-only ViTs then have a mask token, dense encoders
             always do.
@@ -48,7 +54,8 @@ def create_encoder(
     Raises:
         ValueError: the name is unknown, or the backbone has no encoder of that kind or cannot take that size.
     """
-    base, own = parse_name(name)
+    base, own = parse_brackets(name)
+    sincos = own.pop("sincos", sincos)
     options |= own
     if base in CONVMAE:
         for asked, what in (
@@ -61,10 +68,13 @@ def create_encoder(
         if mask_token:
             raise ValueError(f"{base} has no mask token for masks that replace tokens")
         try:
-            return ConvMAE(name=name, image_size=image_size, channels=channels, **(CONVMAE[base] | options))
+            encoder = ConvMAE(name=name, image_size=image_size, channels=channels, **(CONVMAE[base] | options))
         except TypeError as error:
             raise ValueError(f"{name}: {error}") from error
-    model = timm_model(base, image_size=image_size, channels=channels, pretrained=pretrained, **options)
+        set_norm_eps(encoder, norm_eps, name)
+        return encoder
+    model = timm_model(base, options, image_size=image_size, channels=channels, pretrained=pretrained)
+    set_norm_eps(model, norm_eps, name)
     if kind == "dense":
         obstacle = "a dense encoder was asked for"
     elif isinstance(model, SwinTransformer):
@@ -92,6 +102,22 @@ def create_encoder(
     return DenseEncoder(model, name=name, image_size=image_size, channels=channels, why=why)
 
 
+def set_norm_eps(model: nn.Module, eps: float | None, name: str) -> None:
+    """Change what a model's LayerNorms add to the variance, but for those of its stem and between its stages.
+
+    Raises:
+        ValueError: it has no others.
+    """
+    if eps is None:
+        return
+    others = re.compile(r"(^|\.)(stem|patch_embed|downsample)")
+    norms = [m for path, m in model.named_modules() if isinstance(m, nn.LayerNorm) and not others.search(path)]
+    if not norms:
+        raise ValueError(f"{name} has no LayerNorm whose epsilon could be {eps:g}")
+    for norm in norms:
+        norm.eps = eps
+
+
 def why_no_visible_vit(model: Any) -> str:
     """What keeps a timm model from being driven as a plain ViT over its visible tokens; empty where nothing does."""
     if type(model) is not VisionTransformer:
@@ -104,7 +130,9 @@ def why_no_visible_vit(model: Any) -> str:
     return ""
 
 
-def timm_model(name: str, *, image_size: tuple[int, int], channels: int, pretrained: bool, **options: Any) -> Any:
+def timm_model(
+    name: str, options: dict[str, Any], *, image_size: tuple[int, int], channels: int, pretrained: bool
+) -> Any:
     """timm's model without head or pooling, for images of this size.
 
     Raises:
@@ -127,7 +155,17 @@ def timm_model(name: str, *, image_size: tuple[int, int], channels: int, pretrai
 
 
 def parse_name(text: str) -> tuple[str, dict[str, Any]]:
-    """ "name(key=value, ...)" as name and literal values; brackets may be left out.
+    """ "name(key=value, ...)" as name and keyword arguments of timm's model; brackets may be left out.
+
+    Raises:
+        ValueError: it is written in another way.
+    """
+    name, values = parse_brackets(text)
+    return name, {key: value for key, value in values.items() if key != "sincos"}
+
+
+def parse_brackets(text: str) -> tuple[str, dict[str, Any]]:
+    """The same with arguments that are ours, not timm's.
 
     Raises:
         ValueError: it is written in another way.

@@ -22,8 +22,8 @@ class VisibleViT(Encoder):
         vit: the model, without head.
         name: timm's name for it.
         image_size: (H, W) it was built for.
-        sincos: its position table is the fixed sine-cosine one, to be made afresh for another image size instead of
-            resized.
+        sincos: its position table is fixed, and if it is the sine-cosine one, made afresh for another image size
+            instead of resized.
         isolated: stop gradients behind each tap, so that a tap's loss trains the blocks since the tap before only
             (LocalMIM without global back-propagation).
         mask_token: have one, for masks that replace tokens (UM-MAE).
@@ -112,14 +112,27 @@ class VisibleViT(Encoder):
         count = 0 if self.vit.no_embed_class else self.vit.num_prefix_tokens
         prefix = table[:, :count] if count else table.new_zeros(1, 1, 1)
         built = grid_for(self.image_size, self.cell)
-        if grid != built and self.sincos:
-            return prefix, sincos_positions(grid, self.dim).to(table)[None]
-        return prefix, resize_positions(table[:, count:], built, grid)
+        cells = table[:, count:]
+        return prefix, positions_for(grid, built, cells) if self.sincos else resize_positions(cells, built, grid)
 
 
 def take(rows: Tensor, ids: Tensor | None) -> Tensor:
     """Of rows [B, N, D] those at ids [B, K], or all of them."""
     return rows if ids is None else rows.gather(1, ids[:, :, None].expand(-1, -1, rows.shape[2]))
+
+
+def positions_for(grid: Grid, built: Grid, table: Tensor) -> Tensor:
+    """The table [1, N, D] that was built for one grid, on another: sine-cosine made afresh, any other resized."""
+    if grid != built and is_sincos(table, built):
+        return sincos_positions(grid, table.shape[2]).to(table)[None]
+    return resize_positions(table, built, grid)
+
+
+def is_sincos(table: Tensor, grid: Grid) -> bool:
+    """Whether a table [1, N, D] holds a grid's fixed sine-cosine positions, as far as bfloat16 can tell."""
+    if table.shape[2] % 4:
+        return False
+    return torch.allclose(table[0].float(), sincos_positions(grid, table.shape[2]).to(table.device), rtol=0, atol=4e-3)
 
 
 def with_sincos(vit: VisionTransformer, image_size: tuple[int, int]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from mimkit.commands.files import export, import_
 from mimkit.commands.measuring import bench
+from mimkit.commands.packing import pack
 from mimkit.commands.training import demo, pretrain, recipes, resume
 from mimkit.commands.using import embed, probe, reconstruct, report
 
@@ -21,5 +22,6 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "report": report,
     "import": import_,
     "export": export,
+    "pack": pack,
     "bench": bench,
 }

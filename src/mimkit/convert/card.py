@@ -38,7 +38,10 @@ def origin_of(source: str | Path) -> dict[str, Any]:
         metadata = file.metadata()
     request = json.loads(metadata["mimkit.request"])
     imported = json.loads(metadata.get("mimkit.imported", "{}"))
-    origin = {"recipe": own_name(request["recipe"]), "parts": request["parts"]}
+    if request.get("encoder_only"):  # its recipe is one that has such an encoder, no more
+        origin: dict[str, Any] = {}
+    else:
+        origin = {"recipe": own_name(request["recipe"]), "parts": request["parts"]}
     if imported:
         origin |= {"imported": imported["from"], "licence": request.get("licence", imported.get("licence"))}
     return origin | json.loads(metadata.get("mimkit.origin", "{}"))
@@ -114,6 +117,7 @@ def training(origin: Mapping[str, Any]) -> list[str]:
     lines = []
     if "imported" in origin:
         lines.append(f"Published weights, imported from: {origin['imported']}.\n")
+        lines += [f"mimkit takes them for those of its recipe `{origin['recipe']}`:\n"] if "recipe" in origin else []
     if "train_images" in origin:
         done = "" if origin["step"] == origin["steps"] else f"{origin['step']:,} of "
         lines.append(

@@ -2,11 +2,12 @@
 
 from mimkit.convert.facts import Facts
 from mimkit.convert.layout import (
+    NO_DECODER,
     Layout,
     Options,
     Weights,
     count,
-    drop_sincos,
+    drop,
     move_fc_norm,
     named,
     rename,
@@ -20,7 +21,6 @@ from mimkit.convert.plain import (
     published_heads,
     target_notes,
 )
-from mimkit.grids import grid_for
 
 CELL = 16
 ENCODER = r"((?:patch_embed\d|blocks\d|norm|stage\d_output_decode)\..+|pos_embed)"
@@ -49,17 +49,19 @@ def convmae(weights: Weights, facts: Facts, options: Options) -> Layout:
         raise ValueError(f"pos_embed has {rows} rows, which make no square grid of patches")
     encoder_only = "decoder_pred.weight" not in weights
     settings = channel_settings(weights["patch_embed1.proj.weight"].shape[1])
-    if not encoder_only:
+    dropped: dict[str, str] = {}
+    if encoder_only:
+        weights, dropped = drop(weights, NO_DECODER)
+    else:
         settings |= decoder_settings(weights, facts, options) | method_settings(facts, options)
         notes += target_notes(facts, options)
-    weights, fixed = drop_sincos(weights, r"decoder_pos_embed", grid_for(image_size, CELL))
     return Layout(
         recipe=options.recipe or "convmae",
         backbone=named("convmae_base", **different),
         image_size=image_size,
         settings=settings,
         weights=rename(weights, [(ENCODER, r"encoder.\1"), *DECODER]),
-        dropped=fixed,
+        dropped=dropped,
         notes=notes,
         encoder_only=encoder_only,
     )

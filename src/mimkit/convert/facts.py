@@ -19,7 +19,7 @@ class Facts:
         mask_ratio: hidden share.
         normalized: whether the target is normalised cell by cell.
         mean, std: what images are normalised with.
-        notes: what else the user should know.
+        norm_eps: epsilon of the LayerNorms, where it is not the published one.
     """
 
     kind: str | None = None
@@ -30,7 +30,7 @@ class Facts:
     normalized: bool | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    notes: tuple[str, ...] = ()
+    norm_eps: float | None = None
 
 
 def facts_of(checkpoint: Checkpoint) -> Facts:
@@ -64,10 +64,7 @@ def of_huggingface(config: Mapping[str, Any], processor: Mapping[str, Any]) -> F
         raise ValueError(f"config.json is of a {kind!r}; of Hugging Face's models ViT, ViTMAE and Swin can be imported")
     if config.get("hidden_act", "gelu") != "gelu":
         raise ValueError(f"config.json has hidden_act {config['hidden_act']!r}; only gelu can be imported")
-    notes = []
-    expected, epsilon = 1e-5 if kind == "swin" else 1e-6, config.get("layer_norm_eps")
-    if epsilon not in (None, expected):
-        notes.append(f"config.json has layer_norm_eps {epsilon:g}; ours is {expected:g}, as published")
+    published, epsilon = 1e-5 if kind == "swin" else 1e-6, share(config.get("layer_norm_eps"))
     mean, std = processor.get("image_mean"), processor.get("image_std")
     return Facts(
         kind=kind,
@@ -78,7 +75,7 @@ def of_huggingface(config: Mapping[str, Any], processor: Mapping[str, Any]) -> F
         normalized=bool(config.get("norm_pix_loss", False)) if kind == "vit_mae" else None,
         mean=tuple(mean) if mean else None,
         std=tuple(std) if std else None,
-        notes=tuple(notes),
+        norm_eps=None if epsilon == published else epsilon,
     )
 
 

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 from mimkit.backbones import Encoder
+from mimkit.backbones.visible import positions_for
 from mimkit.compose import compose
 from mimkit.convert import beit, convmae, localmim, plain, swin
 from mimkit.convert.export import write
 from mimkit.convert.facts import Facts, facts_of
-from mimkit.convert.layout import UNUSED, Layout, Options, Weights, drop, is_sincos
-from mimkit.convert.positions import resize_relative_bias, window_of
+from mimkit.convert.layout import UNUSED, Layout, Options, Weights, drop
+from mimkit.convert.positions import place_positions, resize_relative_bias, window_of
 from mimkit.convert.recognize import LICENCES, Format, recognize
 from mimkit.convert.unpickle import read_checkpoint
-from mimkit.grids import grid_for, resize_positions, sincos_positions
+from mimkit.flags import naming
+from mimkit.grids import Grid, grid_for
 from mimkit.recipes import Recipe, build, parts_in_words
 from mimkit.settings import Settings
 from mimkit.views import Normalization
@@ -41,6 +43,9 @@ TRANSLATIONS: dict[Format, Callable[[Weights, Facts, Options], Layout]] = {
     Format.CONVMAE: convmae.convmae,
     Format.CONVMAE_ENCODER: convmae.convmae,
 }
+
+
+PREFIX = ("encoder.vit.cls_token", "encoder.vit.reg_token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,19 +154,23 @@ def import_checkpoint(
         data=Path(),
         backbone=layout.backbone,
         image_size=image_size or layout.image_size,
+        norm_eps=facts.norm_eps,
         **layout.settings,
         **statistics(facts.mean, facts.std, layout.settings.get("channels", 3)),
     )
     composed = compose(layout.recipe, settings)
-    encoder, expected = built(composed, layout.encoder_only)
-    notes = [*layout.notes, *facts.notes]
+    encoder, cells, expected = built(composed, layout.encoder_only)
+    notes, what = list(layout.notes), f"{file}, taken for {found.value}"
     weights = layout.weights
     if image_size or window:
         weights = {
             name: resized(name, value, expected[name], layout.image_size, encoder) if name in expected else value
             for name, value in weights.items()
         }
-    weights, missing, left_over = matched(weights, expected, f"{file}, taken for {found.value}", strict=strict)
+    grids = [(grid_for(layout.image_size, cell), grid_for(composed.image_size, cell)) for cell in cells]
+    with naming(what):
+        weights = placed(weights, expected, grids, strict=strict)
+    weights, missing, left_over = matched(weights, expected, what, strict=strict)
     encoder_only = layout.encoder_only
     if missing and not encoder_only and not any(name.startswith("encoder.") for name in missing):
         encoder_only = True
@@ -196,33 +205,51 @@ def import_checkpoint(
     )
 
 
-def built(recipe: Recipe, encoder_only: bool) -> tuple[Encoder, dict[str, Tensor]]:
-    """An encoder of the recipe, and fresh weights of the whole method, or of the encoder, by name."""
+def built(recipe: Recipe, encoder_only: bool) -> tuple[Encoder, list[int], dict[str, Tensor]]:
+    """An encoder of the recipe, the cells that each decoder has tokens for, and fresh weights by name."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if not encoder_only:
             method = build(recipe)
-            return method.encoder, method.state_dict()
+            return method.encoder, [level.cell for level in method.readout.levels], method.state_dict()
         encoder = recipe.encoder(image_size=recipe.image_size, channels=recipe.channels)
-        return encoder, {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+        return encoder, [], {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
 
 
 def resized(name: str, value: Tensor, expected: Tensor, image_size: tuple[int, int], encoder: Encoder) -> Tensor:
     """A table of positions for the encoder's image size or window; other weights as they are."""
-    if value.shape == expected.shape:
-        return value
     if name.endswith("relative_position_bias_table"):
         (old, prefix), (new, _) = window_of(len(value)), window_of(len(expected))
         return resize_relative_bias(value, old, new, prefix)
     if name.endswith("pos_embed"):
         old_grid, grid = grid_for(image_size, encoder.cell), grid_for(encoder.image_size, encoder.cell)
         prefix = value.shape[1] - old_grid[0] * old_grid[1]
-        if is_sincos(value, old_grid):
-            cells = sincos_positions(grid, value.shape[2])[None].to(value.dtype)
-        else:
-            cells = resize_positions(value[:, prefix:], old_grid, grid)
-        return torch.cat([value[:, :prefix], cells], dim=1)
+        return torch.cat([value[:, :prefix], positions_for(grid, old_grid, value[:, prefix:])], dim=1)
     return value
+
+
+def placed(
+    weights: Weights, expected: dict[str, Tensor], grids: list[tuple[Grid, Grid]], *, strict: bool
+) -> Weights:
+    """The weights with each decoder's positions as ours has them, from its old grid to its new one.
+
+    A checkpoint without them had the fixed sine-cosine ones.
+
+    Raises:
+        ValueError: strict, and a decoder cannot have such.
+    """
+    prefix = sum(weights[name].shape[1] for name in PREFIX if name in weights)
+    for level, (old, new) in enumerate(grids):
+        name = f"decoders.{level}.positions"
+        if name not in weights and name in expected:
+            weights = weights | {name: expected[name]}
+        elif name in weights:
+            try:
+                weights = place_positions(weights, f"decoders.{level}", old, new, prefix)
+            except ValueError:
+                if strict:
+                    raise
+    return weights
 
 
 def matched(

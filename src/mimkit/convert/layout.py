@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from mimkit.grids import Grid, sincos_positions
-
 Weights = dict[str, Tensor]
 Rules = Sequence[tuple[str, str]]
 
@@ -21,6 +19,7 @@ UNUSED: Rules = (
     (r".*relative_position_index", "indices, made afresh"),
     (r".*attn_mask", "the shifted windows' mask, made afresh"),
 )
+NO_DECODER: Rules = ((r"mask_token|decoder_pos_embed", "the decoder's, which is missing"),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,7 @@ class Layout:
     Args:
         recipe: the method, by name.
         backbone: as `create_encoder` takes it.
-        image_size: (H, W) that its position tables are for.
+        image_size: (H, W) that the encoder's table of positions is for.
         settings: others that the recipe needs.
         weights: by our names, and those not understood by their own.
         dropped: what is left out on purpose, by its name, and why.
@@ -90,23 +89,6 @@ def drop(weights: Weights, reasons: Rules) -> tuple[Weights, dict[str, str]]:
         if reason:
             dropped[name] = reason
     return {name: value for name, value in weights.items() if name not in dropped}, dropped
-
-
-def drop_sincos(weights: Weights, pattern: str, grid: Grid) -> tuple[Weights, dict[str, str]]:
-    """The weights without the tables, of names that fit the pattern, of the grid's fixed sine-cosine positions."""
-    fixed = [name for name, value in weights.items() if re.fullmatch(pattern, name) and is_sincos(value, grid)]
-    reason = "fixed sine-cosine positions, made afresh"
-    return {name: value for name, value in weights.items() if name not in fixed}, dict.fromkeys(fixed, reason)
-
-
-def is_sincos(table: Tensor, grid: Grid) -> bool:
-    """Whether a table [1, P + N, D] holds zeros for the prefix, then the fixed sine-cosine positions of the grid."""
-    cells = grid[0] * grid[1]
-    if table.ndim != 3 or table.shape[2] % 4 or table.shape[1] < cells:
-        return False
-    prefix, own = table[0].float().split((table.shape[1] - cells, cells))
-    difference = (own - sincos_positions(grid, table.shape[2])).abs().max()
-    return not prefix.any() and difference.item() < 1e-3  # as much as half precision may cost
 
 
 def move_fc_norm(weights: Weights) -> tuple[Weights, list[str]]:

@@ -3,16 +3,16 @@
 Its gradient histograms are taken to be flattened channel by channel, bins fastest, as ours are.
 """
 
-import math
 import re
 from typing import Any
 
 from mimkit.convert.facts import Facts
-from mimkit.convert.layout import Layout, Options, Weights, count, drop, is_sincos, rename
+from mimkit.convert.layout import Layout, Options, Rules, Weights, count, drop, rename
 from mimkit.convert.plain import ENCODER, channel_settings, describe_vit, method_settings
 from mimkit.convert.swin import VISIBLE, change, describe_swin, last_cell, merge_notes, merge_order, merging_in_place
 
 TARGETS = {9: "hog", 18: "hog-18"}
+OF_TARGET: Rules = ((r"hog_enc\..+", "the target's gradient filters, made afresh"),)
 
 
 def localmim_vit(weights: Weights, facts: Facts, options: Options) -> Layout:
@@ -26,15 +26,14 @@ def localmim_vit(weights: Weights, facts: Facts, options: Options) -> Layout:
     heads = decoder_heads(weights, facts, options, channels_of_head=32)
     settings = channel_settings(weights["patch_embed.proj.weight"].shape[1])
     settings |= method_settings(facts, options) | histogram_settings(weights, options) | heads
-    weights = with_levels(weights, levels, "encoder.vit.norm")
-    weights, more = without_fixed(weights)
+    weights, dropped = drop(with_levels(weights, levels, "encoder.vit.norm"), OF_TARGET)
     return Layout(
         recipe=options.recipe or "localmim",
         backbone=backbone,
         image_size=image_size,
         settings=settings,
         weights=rename(weights, ENCODER),
-        dropped=more,
+        dropped=dropped,
         encoder_only=False,
     )
 
@@ -58,15 +57,14 @@ def localmim_swin(weights: Weights, facts: Facts, options: Options) -> Layout:
     if whole:
         settings |= method_settings(facts, options)
         settings |= {} if pixels else histogram_settings(weights, options)
-    weights = with_levels(weights, levels, "encoder.swin.norm")
-    weights, more = without_fixed(weights)
+    weights, dropped = drop(with_levels(weights, levels, "encoder.swin.norm"), OF_TARGET)
     return Layout(
         recipe=options.recipe or recipe,
         backbone=backbone,
         image_size=image_size,
         settings=settings,
         weights=rename(weights, VISIBLE),
-        dropped=more,
+        dropped=dropped,
         notes=merge_notes(options),
         encoder_only=not whole,
     )
@@ -98,21 +96,10 @@ def prediction(name: str, layers: list[int]) -> str:
     """A name inside a decoder: `pred`'s last layer is the head, those before it rescale."""
     match = re.fullmatch(r"pred\.(?:(\d+)\.)?(weight|bias)", name)
     if not match:
-        return name
+        return "positions" if name == "pos_embed" else name
     if match[1] is None or int(match[1]) == layers[-1]:
         return f"head.{match[2]}"
     return f"rescale.{match[2]}" if len(layers) == 2 else f"rescale.{match[1]}.{match[2]}"
-
-
-def without_fixed(weights: Weights) -> tuple[Weights, dict[str, str]]:
-    """The weights without the decoders' fixed positions and the target's own layers."""
-    weights, dropped = drop(weights, ((r"hog_enc\..+", "the gradient filters of the target, made afresh"),))
-    for name in [name for name in weights if re.fullmatch(r"decoders\.\d+\.pos_embed", name)]:
-        side = math.isqrt(weights[name].shape[1])  # with a prefix token or without: a square is never one more than one
-        if is_sincos(weights[name], (side, side)):
-            dropped[name] = "fixed sine-cosine positions, made afresh"
-            del weights[name]
-    return weights, dropped
 
 
 def head_rows(weights: Weights) -> int:

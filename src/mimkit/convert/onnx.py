@@ -109,6 +109,9 @@ def to_onnx(encoder: ImageEncoder) -> bytes:
             "readout": "features: mean over tokens, which are those of the last block through the final norm",
         },
     )
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"  # strict export forgets its name
+    del model.graph.value_info[:]  # intermediate shapes, which have it by another
     content = model.SerializeToString()
     require_same(content, encoder)
     return content

@@ -11,22 +11,24 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from mimkit.backbones.load import parse_name
+from mimkit.backbones.visible import is_sincos
 from mimkit.convert.facts import Facts
 from mimkit.convert.layout import (
+    NO_DECODER,
     Layout,
     Options,
     Rules,
     Weights,
     count,
     drop,
-    drop_sincos,
-    is_sincos,
     move_fc_norm,
     named,
     rename,
 )
-from mimkit.grids import grid_for
+from mimkit.grids import Grid, grid_for
 
 # timm's plain names: width, depth, heads, patch.
 NAMES = {
@@ -39,6 +41,7 @@ NAMES = {
 ENCODER: Rules = ((r"((?:cls_token|reg_token|pos_embed)|(?:patch_embed|blocks|norm|norm_pre)\..+)", r"encoder.vit.\1"),)
 DECODER: Rules = (
     (r"mask_token", r"decoders.0.mask_token"),
+    (r"decoder_pos_embed", r"decoders.0.positions"),
     (r"decoder_embed\.(\w+)", r"decoders.0.embed.\1"),
     (r"decoder_blocks\.(.+)", r"decoders.0.blocks.\1"),
     (r"decoder_norm\.(\w+)", r"decoders.0.norm.\1"),
@@ -50,30 +53,29 @@ def mae(weights: Weights, facts: Facts, options: Options, recipe: str | None = N
     """MAE's names, with the decoder or without; `recipe` where the format tells the method."""
     weights, notes = move_fc_norm(weights)
     backbone, image_size = describe_vit(weights, facts, options)
-    patch = weights["patch_embed.proj.weight"].shape[2]
-    grid = grid_for(image_size, patch)
-    if "pos_embed" in weights and not is_sincos(weights["pos_embed"], grid):
-        notes.append("its positions are learned: other image sizes need them resized, which --image-size does here")
-        if facts.mean is None:
-            notes.append("images will be normalised with ImageNet's statistics; other models want --mean and --std")
+    _, channels, patch, _ = weights["patch_embed.proj.weight"].shape
     encoder_only = "decoder_pred.weight" not in weights
     dropped: dict[str, str] = {}
-    settings = channel_settings(weights["patch_embed.proj.weight"].shape[1])
+    settings = channel_settings(channels)
     if encoder_only:
         recipe = "mae"
-        weights, dropped = drop(weights, ((r"mask_token", "the decoder's, which is missing"),))
+        weights, dropped = drop(weights, NO_DECODER)
+        if "pos_embed" in weights and not has_sincos(weights["pos_embed"], grid_for(image_size, patch)):
+            name, values = parse_name(backbone)
+            backbone = named(name, **values, sincos=False)
+            if facts.mean is None:
+                notes.append("images will be normalised with ImageNet's statistics; other models want --mean and --std")
     else:
         recipe = recipe or ("lsmae" if image_size == (448, 448) and patch == 16 else "mae")
         settings |= decoder_settings(weights, facts, options) | method_settings(facts, options)
         notes += target_notes(facts, options)
-    weights, fixed = drop_sincos(weights, r"decoder_pos_embed", grid)
     return Layout(
         recipe=options.recipe or recipe,
         backbone=backbone,
         image_size=image_size,
         settings=settings,
         weights=rename(weights, [*ENCODER, *DECODER]),
-        dropped=dropped | fixed,
+        dropped=dropped,
         notes=notes,
         encoder_only=encoder_only,
     )
@@ -210,6 +212,11 @@ def describe_vit(weights: Weights, facts: Facts, options: Options) -> tuple[str,
     if image_size is None:
         raise ValueError(f"pos_embed has {rows} rows, which with {prefix} prefix tokens make no square grid of patches")
     return named(base, **different, **more), image_size
+
+
+def has_sincos(table: Tensor, grid: Grid) -> bool:
+    """Whether a table [1, P + N, D] holds the fixed sine-cosine positions of a grid's N cells, whatever the prefix."""
+    return is_sincos(table[:, -grid[0] * grid[1] :], grid)
 
 
 def image_size_for(cells: int, patch: int, facts: Facts) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mimkit.convert.facts import Facts
-from mimkit.convert.layout import Layout, Options, Rules, Weights, count, drop_sincos, named, rename
+from mimkit.convert.layout import NO_DECODER, Layout, Options, Rules, Weights, count, drop, named, rename
 from mimkit.convert.plain import (
     DECODER,
     channel_settings,
@@ -24,7 +24,6 @@ from mimkit.convert.plain import (
     target_notes,
 )
 from mimkit.convert.positions import window_of
-from mimkit.grids import grid_for
 
 # timm's plain names: width, depths, heads.
 NAMES = {
@@ -112,17 +111,19 @@ def greenmim(weights: Weights, facts: Facts, options: Options) -> Layout:
     settings = channel_settings(weights["patch_embed.proj.weight"].shape[1])
     notes = merge_notes(options)
     encoder_only = "decoder_pred.weight" not in weights
-    if not encoder_only:
+    dropped: dict[str, str] = {}
+    if encoder_only:
+        weights, dropped = drop(weights, NO_DECODER)
+    else:
         settings |= decoder_settings(weights, facts, options) | method_settings(facts, options)
         notes += target_notes(facts, options)
-    weights, fixed = drop_sincos(weights, r"decoder_pos_embed", grid_for(image_size, last_cell(weights)))
     return Layout(
         recipe=options.recipe or "greenmim",
         backbone=backbone,
         image_size=image_size,
         settings=settings,
         weights=rename(weights, [*VISIBLE, *DECODER]),
-        dropped=fixed,
+        dropped=dropped,
         notes=notes,
         encoder_only=encoder_only,
     )

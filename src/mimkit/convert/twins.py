@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from timm.layers import Mlp, PatchEmbed
 from timm.layers.attention import Attention
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
@@ -28,7 +28,7 @@ BLOCKS: Rules = (
     (r"(.+\.\d+)\.norm1\.(\w+)", r"\1.layernorm_before.\2"),
     (r"(.+\.\d+)\.norm2\.(\w+)", r"\1.layernorm_after.\2"),
     (r"(.+\.\d+)\.attn\.proj\.(\w+)", r"\1.attention.output.dense.\2"),
-    (r"(.+\.\d+)\.attn\.relative_position_bias_table", r"\1.attention.self.relative_position_bias_table"),
+    (r"(.+\.\d+)\.attn\.(relative_position_\w+)", r"\1.attention.self.\2"),
     (r"(.+\.\d+)\.mlp\.fc1\.(\w+)", r"\1.intermediate.dense.\2"),
     (r"(.+\.\d+)\.mlp\.fc2\.(\w+)", r"\1.output.dense.\2"),
 )
@@ -136,7 +136,8 @@ def method_twin(method: Method) -> Twin:
     }
     weights = {f"vit.{name}": value for name, value in encoder_weights.items()}
     weights |= rename(rename(split(decoder.state_dict(), "attention"), BLOCKS), DECODER)
-    weights["decoder.decoder_pos_embed"] = nn.functional.pad(decoder.positions, (0, 0, 1, 0))
+    positions = weights.pop("positions")
+    weights["decoder.decoder_pos_embed"] = nn.functional.pad(positions, (0, 0, 1, 0))  # of the class token: zero
     return Twin(config=config, weights=weights)
 
 
@@ -232,6 +233,9 @@ def swin_twin(swin: SwinTransformer, encoder: Encoder) -> Twin:
         if layers == "layers" and rest[0] == "downsample":
             name = ".".join([layers, str(int(stage_index) - 1), *rest])
         moved[name] = value
+    for name, module in swin.named_modules():
+        if isinstance(module, WindowAttention):  # versions before 5 want these indices; others make them afresh
+            moved[f"{name}.relative_position_index"] = module.relative_position_index.clone()
     return Twin(config=config, weights=rename(rename(split(moved, "self"), BLOCKS), AROUND))
 
 

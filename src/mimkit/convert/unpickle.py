@@ -137,7 +137,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
                 raise ValueError(f"{path} is mimkit's own already: use it as it is")
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no safetensors file: {error}") from error
+        raise ValueError(f"{path} is no safetensors file, or a damaged one: {error}") from error
 
 
 def read_pickled(path: Path) -> dict[str, Any]:
@@ -149,12 +149,13 @@ def read_pickled(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(STAND_INS):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
     except Exception as error:  # torch raises many kinds for files that are none of its own
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
             raise ValueError(f"{path} holds {refused[1]}, which would have to be run to be read: refused") from error
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{path} cannot be read as a checkpoint of torch's: {reason}") from error
+        raise ValueError(f"{path} is no checkpoint that torch can read safely: damaged, or something else") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not weights by name")
     return content

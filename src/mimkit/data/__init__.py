@@ -1,18 +1,28 @@
-"""From files to batches: finding images, splitting them, reading them, loading them in order or shuffled."""
+"""From files to batches: finding images, packing them, splitting them, reading them, loading them in order or shuffled.
+
+Images are files in folders, or lie in a pack or in tar shards: an `ImageList` all the same.
+"""
 
 from mimkit.data.decode import BadImage, read_image
-from mimkit.data.folder import ImageList, find_all, find_images, split
-from mimkit.data.loader import Batch, TooManyBadImages, TrainBatches, load_images
+from mimkit.data.folder import all_with_parts, find_all, find_images, split
+from mimkit.data.images import ImageList
+from mimkit.data.loader import Batch, TrainBatches, load_images
+from mimkit.data.pack import Pack, Packed, write_pack
+from mimkit.data.workers import TooManyBadImages
 
 __all__ = [
     "BadImage",
     "Batch",
     "ImageList",
+    "Pack",
+    "Packed",
     "TooManyBadImages",
     "TrainBatches",
+    "all_with_parts",
     "find_all",
     "find_images",
     "load_images",
     "read_image",
     "split",
+    "write_pack",
 ]

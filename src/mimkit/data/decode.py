@@ -1,6 +1,7 @@
 """One image file to a Pillow image of 8-bit pixels, or `BadImage` with the reason."""
 
 import functools
+import io
 import os
 import struct
 import warnings
@@ -48,14 +49,14 @@ class BadImage(Exception):
         return f"{self.path}: {self.reason}"
 
 
-def read_image(path: str | Path, channels: int = 3) -> Image.Image:
+def read_image(path: str | Path | bytes, channels: int = 3) -> Image.Image:
     """The first frame of an image file, upright, in 8 bits.
 
     Transparent pixels show `BACKGROUND`. 16-bit grey is scaled from its full range. 32-bit integers and floats have no
     agreed range: see `_eight_bits`.
 
     Args:
-        path: any format that Pillow reads, whatever its suffix.
+        path: a file of any format that Pillow reads, whatever its suffix, or what is in it.
         channels: 3 for mode RGB, 1 for mode L.
 
     Raises:
@@ -64,10 +65,12 @@ def read_image(path: str | Path, channels: int = 3) -> Image.Image:
     """
     if channels not in (1, 3):
         raise ValueError(f"images are read with 1 or 3 channels, got {channels}")
+    opened = io.BytesIO(path) if isinstance(path, bytes) else None
+    path = "bytes" if isinstance(path, bytes) else path
     try:
-        with open(path, "rb") as file:
-            image = _identify(file, path)
-            _refuse_bombs(image.size, path)
+        with opened or open(path, "rb") as file:
+            image = identify(file, path)
+            refuse_bombs(image.size, path)
             _load(image)
             return _convert(image, "RGB" if channels == 3 else "L")
     except (BadImage, MemoryError):
@@ -90,7 +93,7 @@ def _readable_formats() -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (name not in ("JPEG", "PNG"), Image.OPEN[name][1] is None)))
 
 
-def _identify(file: BinaryIO, path: str | Path) -> Image.Image:
+def identify(file: BinaryIO, path: str | Path) -> Image.Image:
     """The image with its header read. `Image.open` does the same, but warns of sizes that are allowed here."""
     start = file.read(16)
     if not start:
@@ -107,7 +110,8 @@ def _identify(file: BinaryIO, path: str | Path) -> Image.Image:
     raise BadImage(path, "not an image, or broken at its start")
 
 
-def _refuse_bombs(size: tuple[int, int], path: str | Path) -> None:
+def refuse_bombs(size: tuple[int, int], path: str | Path) -> None:
+    """Raise `BadImage` for a (width, height) above `MAX_PIXELS` or of nothing."""
     width, height = size
     if width * height > MAX_PIXELS:
         raise BadImage(path, f"{width} x {height} pixels, more than the {MAX_PIXELS} allowed")
@@ -125,17 +129,17 @@ def _load(image: Image.Image) -> None:
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
-    orientation = _orientation(image)
+    turned = orientation(image)
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(_eight_bits(np.asarray(image)))
     elif image.has_transparency_data:
         image = _on_background(image.convert("RGBA"))
     if image.mode != mode:
         image = image.convert(mode)
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    return image.transpose(_UPRIGHT[turned]) if turned in _UPRIGHT else image
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; broken EXIF data count as none."""
     try:
         return image.getexif().get(_ORIENTATION, 1)

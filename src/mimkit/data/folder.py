@@ -1,60 +1,23 @@
-"""Which images there are: folders walked, list files read, a share held out."""
+"""Which images there are: folders walked, list files read, packs and shards opened, a share held out."""
 
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mimkit.data.decode import image_suffixes
+from mimkit.data.images import HELD_OUT, TRAIN, ImageList, Store
+from mimkit.data.names import Names
+from mimkit.data.pack import Pack, is_pack
+from mimkit.data.shards import find_shards
 
 HELD_OUT_FOLDERS = ("val", "valid", "validation", "test")
 
 
-@dataclass(frozen=True, eq=False)
-class ImageList:
-    """Image files, with their class where they have one. Made without looking into any file.
-
-    Args:
-        root: the folder that paths are relative to.
-        paths: with `/` between folders; sorted, or in the order of their list file, where they may be absolute.
-        labels: int64 [N], positions in `classes`, or None.
-        classes: names, sorted, or None.
-    """
-
-    root: Path
-    paths: list[str]
-    labels: np.ndarray | None = None
-    classes: list[str] | None = None
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def path(self, index: int) -> Path:
-        return self.root / self.paths[index]
-
-    def take(self, indices: Sequence[int] | np.ndarray) -> "ImageList":
-        """Some of the images, in the order given; the classes stay."""
-        labels = None if self.labels is None else self.labels[np.asarray(indices, dtype=np.int64)]
-        return ImageList(self.root, [self.paths[i] for i in indices], labels, self.classes)
-
-    def fingerprint(self) -> str:
-        """SHA-256 over relative paths, labels and class names, in hexadecimal.
-
-        It neither reads the files nor asks for their sizes, so that a million images on a network disk take a second:
-        a file whose content changed under the same name goes unnoticed. The root takes no part: a moved folder keeps
-        its fingerprint.
-        """
-        labels = b"" if self.labels is None else self.labels.astype("<i8").tobytes()
-        sections = [_bytes("\0".join(self.paths)), labels, _bytes("\0".join(self.classes or []))]
-        return hashlib.sha256(b"".join(hashlib.sha256(section).digest() for section in sections)).hexdigest()
-
-
 def find_images(data: Path) -> ImageList:
-    """The images of a folder and its sub-folders, or those that a list file names.
+    """The images of a folder and its sub-folders, of a pack, of shards, or those that a list file names.
 
     A folder: regular files with a suffix of a format that Pillow reads; hidden files and folders are passed over, links
     followed. The first folder of an image's path is its class, if all images lie in at least two such folders.
@@ -62,11 +25,16 @@ def find_images(data: Path) -> ImageList:
     A list file (`.txt`, UTF-8): one path a line, relative to the list file's folder or absolute, then, on every line or
     on none, a tab and the name of its class. Its order is kept. Nobody looks whether the files exist.
 
+    A pack: what `mimkit pack` has written. Shards: see `find_shards`.
+
     Raises:
         FileNotFoundError: there is nothing at the path.
-        ValueError: it holds no images, a folder may not be read, or the list file cannot be understood.
+        ValueError: it holds no images, a folder may not be read, or a file cannot be understood.
     """
     data = Path(data)
+    store = _open_store(data)
+    if store is not None:
+        return ImageList.of(store, np.arange(len(store.names)))
     if not data.exists():
         raise FileNotFoundError(f"{data} does not exist")
     if data.is_file():
@@ -85,12 +53,13 @@ def find_images(data: Path) -> ImageList:
 def split(data: Path, held_out: float = 0.1) -> tuple[ImageList, ImageList]:
     """Images to train on, and images held out.
 
-    A folder that has `train` and one of `val`, `valid`, `validation`, `test`, with images in both, is used as it is.
+    A folder that has `train` and one of `val`, `valid`, `validation`, `test`, with images in both, is used as it is; so
+    is a pack made of one, and shards whose names begin so.
     Otherwise each image is held out or not by a hash of its path, so that adding images moves no other one. At least
     one image is held out where there are two; no class loses its last training image, unless all have just one.
 
     Args:
-        data: a folder or list file, as for `find_images`.
+        data: as for `find_images`.
         held_out: share of the images to hold out, from 0 to below 1.
 
     Raises:
@@ -104,7 +73,8 @@ def split(data: Path, held_out: float = 0.1) -> tuple[ImageList, ImageList]:
     if folders is not None:
         return folders
     images = find_images(data)
-    is_held_out = _choose(images, held_out)
+    parts = given_parts(images)
+    is_held_out = _choose(images, held_out) if parts is None else parts == HELD_OUT
     return images.take(np.flatnonzero(~is_held_out)), images.take(np.flatnonzero(is_held_out))
 
 
@@ -115,13 +85,36 @@ def find_all(data: Path) -> ImageList:
         FileNotFoundError: there is nothing at the path.
         ValueError: there are no images.
     """
+    return all_with_parts(data)[0]
+
+
+def all_with_parts(data: Path) -> tuple[ImageList, np.ndarray | None]:
+    """What `find_all` finds, and TRAIN or HELD_OUT for each image, uint8 [N], where the data say how they are split.
+
+    Raises:
+        FileNotFoundError, ValueError: see `find_all`.
+    """
     data = Path(data)
     folders = _split_folders(data)
     if folders is None:
-        return find_images(data)
-    paths = [(part.root / path).relative_to(data).as_posix() for part in folders for path in part.paths]
+        images = find_images(data)
+        return images, given_parts(images)
+    names = [f"{part.root.name}/{path}" for part in folders for path in part.paths]
     labels = [part.labels for part in folders if part.labels is not None]
-    return ImageList(data, paths, np.concatenate(labels) if labels else None, folders[0].classes)
+    images = ImageList(data, names, np.concatenate(labels) if labels else None, folders[0].classes)
+    return images, np.repeat(np.array([TRAIN, HELD_OUT], dtype=np.uint8), [len(part) for part in folders])
+
+
+def given_parts(images: ImageList) -> np.ndarray | None:
+    """uint8 [N], TRAIN or HELD_OUT, where a store says which images are held out; else None."""
+    if images.store is None or images.store.parts is None:
+        return None
+    return images.store.parts[images.positions]
+
+
+def _open_store(data: Path) -> Store | None:
+    """The pack or the shards that a path names, or None if it is neither."""
+    return Pack(data) if is_pack(data) else find_shards(data, lambda: bool(_walk(data)))
 
 
 def _split_folders(data: Path) -> tuple[ImageList, ImageList] | None:
@@ -138,7 +131,7 @@ def _split_folders(data: Path) -> tuple[ImageList, ImageList] | None:
 
 def _choose(images: ImageList, share: float) -> np.ndarray:
     """Which images to hold out: bool [N]."""
-    hashes = [hashlib.blake2b(_bytes(path), digest_size=8).digest() for path in images.paths]
+    hashes = [hashlib.blake2b(path, digest_size=8).digest() for path in Names.of(images.paths).encoded()]
     ranks = np.frombuffer(b"".join(hashes), dtype=">u8").astype(np.float64) / 2**64
     chosen = ranks < share
     labels = np.zeros(len(images), dtype=np.int64) if images.labels is None else images.labels
@@ -179,7 +172,9 @@ def _walk(folder: Path) -> list[str]:
 
 def _read_list(path: Path) -> ImageList:
     if path.suffix.lower() != ".txt":
-        raise ValueError(f"{path} is neither a folder nor a list of images (.txt, one path a line)")
+        raise ValueError(
+            f"{path} is neither a folder nor a list of images (.txt, one path a line), a pack of mimkit or a .tar file"
+        )
     try:
         lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
@@ -204,7 +199,3 @@ def _top_folders(paths: list[str]) -> list[str] | None:
 def _labelled(root: Path, paths: list[str], names: list[str], classes: list[str]) -> ImageList:
     positions = {name: i for i, name in enumerate(classes)}
     return ImageList(root, paths, np.array([positions[name] for name in names], dtype=np.int64), classes)
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")  # file names need not be valid text

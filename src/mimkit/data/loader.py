@@ -5,36 +5,24 @@ Every batch is a function of the seed and its number, whatever the number of wor
 Shapes: B batch, C channels, H W pixels.
 """
 
-import atexit
 import functools
 import itertools
-import multiprocessing
-import os
-import signal
-import threading
-import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import KW_ONLY, dataclass
-from multiprocessing.process import BaseProcess
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from mimkit.data.decode import BadImage, read_image
-from mimkit.data.folder import ImageList
-from mimkit.randomness import random_orders, sample_keys
+from mimkit.data.images import ImageList
+from mimkit.data.workers import TooManyBadImages, in_order
+from mimkit.randomness import random_orders, sample_keys, scramble
 from mimkit.views import CenterCrop, Size, View
 
 EVALUATION_VIEW = CenterCrop()
 MOST_BAD_IN_A_ROW = 100
-SECONDS_AFTER_SIGTERM = 60
-
-
-class TooManyBadImages(RuntimeError):
-    """One image after the other could not be read."""
+SHARDS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +31,7 @@ class Batch:
 
     Args:
         images: uint8 [B, C, H, W], contiguous.
-        keys: int64 [B], one for each (seed, epoch, image), from which further draws such as masks are made.
+        keys: int64 [B], one for each (seed, epoch, image, repeat), from which further draws such as masks are made.
         indices: int64 [B], positions in the image list.
         skipped: (path, reason) of each bad image that was met on the way.
     """
@@ -63,24 +51,35 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class TrainBatches:
-    """Random views of all images, shuffled in each epoch; the images that do not fill a last batch wait for the next.
+    """Random views of all images, shuffled in each pass; the images that do not fill a last batch wait for the next.
 
-    A batch can come in several equal parts, for steps that accumulate gradients; together they are the same images. A
-    bad image is replaced by one that comes soon after its batch in the epoch's order.
+    A batch can come in several equal parts, for steps that accumulate gradients, and each of these in equal shares, one
+    for each of several processes; together they are the same images with the same keys. A bad image is replaced by one
+    that comes soon after its batch in the pass's order.
+
+    With repeats R, an image is decoded once and gives R views, each with a key of its own, side by side in the batch:
+    B views come from B / R images. A step and an epoch have as many views as without repeats, and an R-th of the
+    decoding; a pass over all images takes R epochs.
+
+    Images in shards are shuffled within `SHARDS_AT_ONCE` shards, dealt anew for each pass, so that a pass reads a few
+    files at a time.
 
     Args:
         images: what to draw from.
         view: makes an array of the size from an image.
         size: (H, W).
         channels: 3 or 1.
-        batch_size: images per batch, which is to say per step.
+        batch_size: views per batch, which is to say per step, over all processes.
         parts: pieces that a batch comes in.
+        repeats: views of each image.
         seed: of order, views and keys.
         workers: processes that read; 0 reads in this one.
+        rank: which share of each part this process has.
+        world: how many processes share a part.
 
     Raises:
-        ValueError: the batch size is below 1 or above the number of images, does not divide into the parts, or another
-            value is out of range.
+        ValueError: the batch size is below 1 or needs more images than there are, does not divide into the parts,
+            processes and repeats, or another value is out of range.
     """
 
     images: ImageList
@@ -90,19 +89,37 @@ class TrainBatches:
     channels: int = 3
     batch_size: int
     parts: int = 1
+    repeats: int = 1
     seed: int = 0
     workers: int = 0
+    rank: int = 0
+    world: int = 1
 
     def __post_init__(self) -> None:
         if self.parts < 1 or self.batch_size % self.parts:
             raise ValueError(f"a batch of {self.batch_size} does not divide into {self.parts} parts")
-        if not 1 <= self.batch_size <= len(self.images):
-            raise ValueError(f"a batch of {self.batch_size} cannot be drawn from {len(self.images)} images")
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"there is no process {self.rank} among {self.world}")
+        if self.batch_size % (self.parts * self.world):
+            raise ValueError(
+                f"a batch of {self.batch_size} in {self.parts} parts does not divide among {self.world} processes"
+            )
+        share = self.batch_size // (self.parts * self.world)
+        if self.repeats < 1 or share % self.repeats:
+            raise ValueError(f"{share} views, what a process computes at once, are not made of {self.repeats} repeats")
+        if not 1 <= self._images_per_step <= len(self.images):
+            needed = f" of {self.repeats} views each" if self.repeats > 1 else ""
+            raise ValueError(f"a batch of {self.batch_size} cannot be drawn from {len(self.images)} images{needed}")
         _check(self.channels, self.workers)
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.images) // self.batch_size
+        """Steps in which there are as many views as images."""
+        return max(1, len(self.images) // self.batch_size)
+
+    @property
+    def _images_per_step(self) -> int:
+        return self.batch_size // self.repeats
 
     def starting_at(self, step: int) -> Generator[Batch]:
         """All parts of all batches from global step `step` on, without end. Closing the iterator ends its workers.
@@ -110,25 +127,28 @@ class TrainBatches:
         Raises:
             TooManyBadImages: see `part`.
         """
-        return _run(self.part, itertools.count(step * self.parts), self.workers)
+        return in_order(self.part, itertools.count(step * self.parts), self.workers)
 
     def part(self, number: int) -> Batch:
-        """One part of a batch, counted over all steps, read in this process.
+        """This process's share of one part of a batch, counted over all steps, read in this process.
 
         Raises:
             TooManyBadImages: 100 candidates in a row, or all images there are, were bad.
         """
         count, views = len(self.images), _Views(self.images, self.view, self.size, self.channels)
-        epoch, place = divmod(number, self.steps_per_epoch * self.parts)
-        order, size = _order(self.seed, epoch, count), self.batch_size // self.parts
-        indices = order[place * size : (place + 1) * size].copy()
-        keys = _keys(self.seed, epoch, indices)
-        pixels = views.empty(size)
+        whole, share = self._images_per_step, self._images_per_step // (self.parts * self.world)
+        epoch, place = divmod(number, count // whole * self.parts)
+        order = _order(self.seed, epoch, self.images)
+        first = (place * self.world + self.rank) * share
+        indices = order[first : first + share].copy()
+        keys = self._keys(epoch, indices)
+        pixels = views.empty(share * self.repeats)
         skipped: dict[str, str] = {}
-        for slot in range(size):
-            spares = itertools.count(place * size + slot + self.batch_size)
+        for slot in range(share):
+            spares = itertools.count(first + slot + whole)
             tries = min(MOST_BAD_IN_A_ROW, count + 1)
-            while (bad := views.put(pixels[slot], indices[slot], keys[slot])) is not None:
+            cuts = slice(slot * self.repeats, (slot + 1) * self.repeats)
+            while (bad := views.put(pixels[cuts], indices[slot], keys[cuts])) is not None:
                 skipped[bad.path] = bad.reason
                 tries -= 1
                 if tries == 0:
@@ -136,8 +156,14 @@ class TrainBatches:
                         f"{min(MOST_BAD_IN_A_ROW, count)} images in a row cannot be read; the last: {bad}"
                     )
                 indices[slot] = order[next(spares) % count]
-                keys[slot : slot + 1] = _keys(self.seed, epoch, indices[slot : slot + 1])
-        return _batch(pixels, keys, indices, skipped)
+                keys[cuts] = self._keys(epoch, indices[slot : slot + 1])
+        return _batch(pixels, keys, indices.repeat(self.repeats), skipped)
+
+    def _keys(self, epoch: int, indices: np.ndarray) -> np.ndarray:
+        """int64 [images] to int64 [images * repeats]; the first repeat of an image has the key it has without."""
+        first = _keys(self.seed, epoch, indices)[:, None]
+        more = scramble(scramble(~torch.from_numpy(first)) + torch.arange(1, self.repeats)).numpy()
+        return np.concatenate([first, more], axis=1).ravel()
 
 
 def load_images(
@@ -160,7 +186,7 @@ def load_images(
         raise ValueError(f"a batch needs at least 1 image, got {batch_size}")
     _check(channels, workers)
     read = functools.partial(_read_in_order, _Views(images, view, size, channels), batch_size)
-    return _run(read, range(-(-len(images) // batch_size)), workers)
+    return in_order(read, range(-(-len(images) // batch_size)), workers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,23 +199,24 @@ class _Views:
     def empty(self, count: int) -> np.ndarray:
         return np.empty((count, self.channels, *self.size), dtype=np.uint8)
 
-    def put(self, pixels: np.ndarray, index: int | np.int64, key: int | np.int64) -> BadImage | None:
-        """Read one image and write its view into [C, H, W], or tell why there is none."""
+    def put(self, pixels: np.ndarray, index: int | np.int64, keys: np.ndarray) -> BadImage | None:
+        """Read one image and write its view for each key into [keys, C, H, W], or tell why there is none."""
         path = self.images.path(int(index))
         try:
-            image = read_image(path, self.channels)
+            image = read_image(self.images.content(int(index)), self.channels)
         except BadImage as error:
-            return error
-        try:
-            view = self.view(image, self.size, np.random.default_rng(int(key) % 2**64))
-        except Exception as error:
-            error.add_note(f"while making a view of {path}")
-            raise
-        if view.ndim == 2:
-            view = view[:, :, None]
-        if view.shape != (*self.size, self.channels):
-            raise ValueError(f"the view made {view.shape} of {path}, expected {(*self.size, self.channels)}")
-        pixels[:] = view.transpose(2, 0, 1)
+            return BadImage(path, error.reason)
+        for key, cut in zip(keys, pixels, strict=True):
+            try:
+                view = self.view(image, self.size, np.random.default_rng(int(key) % 2**64))
+            except Exception as error:
+                error.add_note(f"while making a view of {path}")
+                raise
+            if view.ndim == 2:
+                view = view[:, :, None]
+            if view.shape != (*self.size, self.channels):
+                raise ValueError(f"the view made {view.shape} of {path}, expected {(*self.size, self.channels)}")
+            cut[:] = view.transpose(2, 0, 1)
         return None
 
 
@@ -200,7 +227,7 @@ def _read_in_order(views: _Views, batch_size: int, step: int) -> Batch:
     good: list[int] = []
     skipped: dict[str, str] = {}
     for i in range(len(indices)):
-        bad = views.put(pixels[len(good)], indices[i], keys[i])
+        bad = views.put(pixels[len(good) : len(good) + 1], indices[i], keys[i : i + 1])
         if bad is None:
             good.append(i)
         else:
@@ -217,10 +244,22 @@ def _keys(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
     return sample_keys(seed, epoch, torch.from_numpy(indices)).numpy()
 
 
-@functools.lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The epoch's permutation of range(count); its key is that of image -1, which no view uses."""
-    return random_orders(sample_keys(seed, epoch, torch.tensor([-1])), count)[0].numpy()
+def _order(seed: int, epoch: int, images: ImageList) -> np.ndarray:
+    """The pass's permutation of all images; its key is that of image -1, which no view uses."""
+    # Kept with the images' own identity: two lists of one length may lie in other shards.
+    return _kept_order(seed, epoch, len(images), images if images.shards is not None else None)
+
+
+@functools.lru_cache(maxsize=1)
+def _kept_order(seed: int, epoch: int, count: int, images: ImageList | None) -> np.ndarray:
+    key = sample_keys(seed, epoch, torch.tensor([-1]))
+    order = random_orders(key, count)[0].numpy()
+    if images is None or images.shards is None:
+        return order
+    shards = images.shards
+    deal = random_orders(~key, int(shards.max()) + 1)[0].numpy()
+    windows = np.argsort(deal)[shards] // SHARDS_AT_ONCE
+    return order[np.argsort(windows[order], kind="stable")]
 
 
 def _check(channels: int, workers: int) -> None:
@@ -228,67 +267,3 @@ def _check(channels: int, workers: int) -> None:
         raise ValueError(f"images are read with 1 or 3 channels, got {channels}")
     if workers < 0:
         raise ValueError(f"the number of workers must be 0 or more, got {workers}")
-
-
-def _run(make: Callable[[int], Batch], steps: Iterable[int], workers: int) -> Generator[Batch]:
-    """The batches of the steps, in their order, made here or by worker processes."""
-    if workers == 0:
-        yield from map(make, steps)
-        return
-    loader = DataLoader(
-        _Steps(make),
-        sampler=steps,
-        batch_size=None,  # a worker makes a whole batch
-        num_workers=workers,
-        worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # else it draws its workers' seeds from the global one
-    )
-    batches = iter(loader)
-    end = functools.partial(_end_workers, batches)
-    atexit.register(end)
-    try:
-        for batch in batches:
-            if isinstance(batch, TooManyBadImages):
-                raise batch
-            yield batch
-    finally:
-        atexit.unregister(end)
-        end()
-
-
-def _end_workers(batches: Any) -> None:
-    """Dropping the iterator would do as well, but a traceback may keep it."""
-    batches._shutdown_workers()
-    for worker in batches._workers:
-        worker.kill()  # one that is still deep in a batch
-
-
-class _Steps(Dataset):
-    """What a worker runs. Its expected failure travels as a value: torch would bury the message in a traceback."""
-
-    def __init__(self, make: Callable[[int], Batch]) -> None:
-        self.make = make
-
-    def __getitem__(self, step: int) -> Batch | TooManyBadImages:
-        try:
-            return self.make(step)
-        except TooManyBadImages as error:
-            return error
-
-
-def _start_worker(worker: int) -> None:
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what matters comes back as `skipped`
-    # A signal to the whole process group asks the main process to stop in good order: it still needs its workers then.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    if os.name == "posix":
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_AFTER_SIGTERM) and None)
-
-
-def _die_with(parent: BaseProcess) -> None:
-    """torch looks only at its direct parent, which may be a fork server that lives as long as this process does."""
-    parent.join()
-    os._exit(1)

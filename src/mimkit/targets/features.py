@@ -3,6 +3,7 @@
 Shapes: B batch, C image channels, H W pixels, h w cells, D the network's width.
 """
 
+import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -34,7 +35,7 @@ class Features:
     pretrained: bool = True
 
     def values(self, cell: int, channels: int) -> int:
-        return teacher(self.model, channels, self.pretrained, torch.device("cpu")).num_features
+        return teacher(self.model, channels, self.pretrained, torch.device("cpu")).dim
 
     @property
     def picture_note(self) -> str:
@@ -52,15 +53,46 @@ class Features:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, grids: list[Grid]) -> list[Tensor]:
-        network = teacher(self.model, images.shape[1], self.pretrained, images.device)
-        config = network.pretrained_cfg
-        own = Normalization(tuple(config["mean"]), tuple(config["std"]))
+        frozen = teacher(self.model, images.shape[1], self.pretrained, images.device)
         with torch.autocast(images.device.type, enabled=False):
-            pixels = own.apply(self.normalization.undo(images.float()))
-            features = network.forward_intermediates(
-                pixels, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
-            )[0]
+            features = frozen.features(frozen.normalization.apply(self.normalization.undo(images.float())))
             return [on_grid(features, grid) for grid in grids]
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """A timm model with frozen weights.
+
+    Args:
+        network: the model.
+        name: timm's, for messages.
+        normalization: of the images it takes.
+        norm: whether it has a final norm for its features.
+        dim: their width.
+    """
+
+    network: Any
+    name: str
+    normalization: Normalization
+    norm: bool
+    dim: int
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images, normalised as it wants them, to its last feature map [B, D, h', w'].
+
+        Raises:
+            ValueError: it does not take images of this size.
+        """
+        try:
+            return last_features(self.network, images, self.norm)
+        except AssertionError as error:
+            height, width = images.shape[-2:]
+            raise ValueError(f"{self.name} cannot take {height} x {width} pixels: {error}") from error
+
+
+def last_features(network: Any, images: Tensor, norm: bool) -> Tensor:
+    """The last feature map [B, D, h', w'] of a timm model."""
+    return network.forward_intermediates(images, indices=1, norm=norm, output_fmt="NCHW", intermediates_only=True)[0]
 
 
 def on_grid(features: Tensor, grid: Grid) -> Tensor:
@@ -76,15 +108,15 @@ def on_grid(features: Tensor, grid: Grid) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def teacher(model: str, channels: int, pretrained: bool, device: torch.device) -> Any:
-    """A timm model with frozen weights, made once for each device.
+def teacher(model: str, channels: int, pretrained: bool, device: torch.device) -> Teacher:
+    """The timm model, made once for each device.
 
     Raises:
         ValueError: timm has no such model, or it hands out no intermediate features.
     """
     options = {"pretrained": pretrained, "in_chans": channels, "num_classes": 0}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # and no other device's, whose state is not kept here
         try:
             network = timm.create_model(model, **options, dynamic_img_size=True)
         except TypeError:
@@ -93,4 +125,13 @@ def teacher(model: str, channels: int, pretrained: bool, device: torch.device) -
             raise ValueError(f"timm cannot make {model!r}: {' '.join(str(error).split())}") from error
     if not hasattr(network, "forward_intermediates"):
         raise ValueError(f"{model} hands out no intermediate features, which a target needs")
-    return network.eval().requires_grad_(False).to(device)
+    network.eval().requires_grad_(False)
+    config = network.pretrained_cfg
+    mean, std = (config[key] if channels == 3 else (sum(config[key]) / 3,) * channels for key in ("mean", "std"))
+    shadow = copy.deepcopy(network).to("meta")  # shapes without numbers
+    images = torch.empty(1, channels, *config["input_size"][1:], device="meta")
+    try:
+        norm, dim = True, last_features(shadow, images, norm=True).shape[1]
+    except AssertionError:  # Hiera's norm stands in its head
+        norm, dim = False, last_features(shadow, images, norm=False).shape[1]
+    return Teacher(network.to(device), model, Normalization(tuple(mean), tuple(std)), norm, dim)

@@ -1,0 +1,201 @@
+"""Images opened for cutting: JPEG by simplejpeg and torch where that is installed, everything else by Pillow.
+
+simplejpeg decodes to the same pixels as Pillow. torch's antialiased filters on uint8 are Pillow's but for their
+rounding: a view's mean error is 0.01 grey levels, 0.3 at worst, as Pillow itself is 0.3 from exact arithmetic. Of images
+above `LARGE` pixels only a half, quarter or eighth of the resolution is decoded, where that leaves the cut twice the
+pixels it needs each way: mean error 0.35, 0.6 at worst. OpenCV would do as well, but gives out broken files as images
+without a word.
+
+The boxes that views draw are the same either way, and so is which files are bad: what simplejpeg refuses, Pillow
+judges.
+"""
+
+import functools
+import importlib
+import io
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from mimkit.data.decode import BadImage, identify, orientation, read_image, refuse_bombs
+from mimkit.views import Box, Picture, PillowPicture, Size
+
+Decoder = Literal["auto", "simplejpeg", "pillow"]
+
+LARGE = 2**20
+MARGIN = 2
+
+_START = b"\xff\xd8\xff"
+_MAY_BE_TURNED = (b"Exif\0\0", b"http://ns.adobe.com/xap/")
+_FILTERS = {Image.Resampling.BICUBIC: "bicubic", Image.Resampling.BILINEAR: "bilinear"}
+
+# EXIF orientation: whether rows and columns change places; then, whether they are reversed: rows, columns.
+_TURNS = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+
+
+def choose_decoder(wanted: Decoder) -> Literal["simplejpeg", "pillow"]:
+    """What `auto` means on this machine, for the record of a run; what is wanted by name must be installed.
+
+    Raises:
+        ValueError: simplejpeg is wanted and missing.
+    """
+    if wanted == "simplejpeg" and _simplejpeg() is None:
+        raise ValueError("--decode simplejpeg needs simplejpeg: pip install mimkit[fast], or use --decode pillow")
+    return "pillow" if wanted == "pillow" or _simplejpeg() is None else "simplejpeg"
+
+
+def open_image(source: str | Path | bytes, channels: int = 3, *, decode: Decoder = "auto") -> Picture:
+    """An image that can be cut, upright, in 8 bits: what `read_image` gives, but for rounding and time.
+
+    A JPEG may be decoded only when it is cut, so that `cut` too may raise `BadImage`.
+
+    Args:
+        source: a file of any format that Pillow reads, whatever its suffix, or what is in it.
+        channels: 3 for colour, 1 for grey.
+        decode: pillow gives exactly Pillow's pixels; auto and simplejpeg see `choose_decoder`.
+
+    Raises:
+        BadImage: the file gives no image.
+        ValueError: another number of channels, or a decoder that is not installed.
+    """
+    if channels not in (1, 3) or choose_decoder(decode) == "pillow":
+        return PillowPicture(read_image(source, channels))
+    data = source if isinstance(source, bytes) else _read_jpeg(source)
+    if data is None or not data.startswith(_START):
+        return PillowPicture(read_image(source, channels))
+    try:
+        height, width, colours, _ = _simplejpeg().decode_jpeg_header(data)
+        turned = orientation(identify(io.BytesIO(data), "")) if any(mark in data for mark in _MAY_BE_TURNED) else 1
+    except Exception:  # whatever it is, Pillow says it better
+        return PillowPicture(read_image(source, channels))
+    if colours not in ("YCbCr", "RGB", "Gray"):
+        return PillowPicture(read_image(source, channels))
+    path = "bytes" if isinstance(source, bytes) else source
+    refuse_bombs((width, height), path)
+    return JpegPicture(data, (width, height), channels, colours != "Gray" or channels == 3, turned, path)
+
+
+class JpegPicture:
+    """A JPEG that is decoded when it is cut, no finer than the cut needs; the last decoding is kept for the next cut.
+
+    Args:
+        data: the file's content.
+        stored: (width, height) in the file.
+        channels: 3 or 1.
+        coloured: whether it must be decoded in colour.
+        turned: EXIF orientation; what is none counts as 1.
+        path: for messages.
+    """
+
+    def __init__(
+        self, data: bytes, stored: tuple[int, int], channels: int, coloured: bool, turned: int, path: str | Path
+    ) -> None:
+        self.data, self.stored, self.channels, self.coloured, self.path = data, stored, channels, coloured, path
+        self.transposed, self.rows_reversed, self.columns_reversed = _TURNS.get(turned, _TURNS[1])
+        self.size = stored[::-1] if self.transposed else stored
+        self._decoded: tuple[int, np.ndarray] | None = None
+        self._judged: Picture | None = None
+
+    def cut(self, box: Box, size: Size, interpolation: Image.Resampling) -> np.ndarray:
+        """As `Picture.cut`.
+
+        Raises:
+            BadImage: the file is broken.
+        """
+        stored_size = size[::-1] if self.transposed else size
+        stored_box = self._as_stored(box)
+        pixels = None if self._judged else self._cut_stored(stored_box, stored_size, interpolation)
+        if pixels is None:
+            return self._judge().cut(box, size, interpolation)
+        if self.transposed:
+            pixels = pixels.swapaxes(0, 1)
+        return pixels[:: -1 if self.rows_reversed else 1, :: -1 if self.columns_reversed else 1]
+
+    def _as_stored(self, box: Box) -> Box:
+        left, top, right, bottom = box
+        if self.columns_reversed:
+            left, right = self.size[0] - right, self.size[0] - left
+        if self.rows_reversed:
+            top, bottom = self.size[1] - bottom, self.size[1] - top
+        return (top, left, bottom, right) if self.transposed else (left, top, right, bottom)
+
+    def _cut_stored(self, box: Box, size: Size, interpolation: Image.Resampling) -> np.ndarray | None:
+        left, top, right, bottom = box
+        filter_name = _FILTERS.get(interpolation)
+        spare = min((right - left) / size[1], (bottom - top) / size[0]) / MARGIN
+        large = self.stored[0] * self.stored[1] > LARGE and filter_name is not None
+        factor = max(factor for factor in (1, 2, 4, 8) if factor == 1 or (large and factor <= spare))
+        pixels = self._decode(factor)
+        if pixels is None:
+            return None
+        if factor > 1 or filter_name is None:
+            x, y = left // factor, top // factor
+            region = pixels[y : -(-bottom // factor), x : -(-right // factor)]
+            edges = (left / factor - x, top / factor - y, right / factor - x, bottom / factor - y)
+            return np.asarray(Image.fromarray(region).resize(size[::-1], interpolation, box=edges))
+        return _resize(pixels[top:bottom, left:right], size, filter_name)
+
+    def _decode(self, factor: int) -> np.ndarray | None:
+        """uint8 [H, W, 3] or [H, W], each side divided by the factor and rounded up; None if simplejpeg refuses."""
+        if self._decoded is None or self._decoded[0] != factor:
+            width, height = (-(-side // factor) for side in self.stored)
+            least = {"min_width": width, "min_height": height, "min_factor": factor} if factor > 1 else {}
+            try:
+                pixels = _simplejpeg().decode_jpeg(self.data, "RGB" if self.coloured else "GRAY", **least)
+            except ValueError:
+                return None
+            if pixels.shape[:2] != (height, width):
+                return None
+            if self.channels == 1:  # a colour file's own luma is not that of the colours it shows
+                pixels = np.array(Image.fromarray(pixels).convert("L")) if self.coloured else pixels[:, :, 0]
+            self._decoded = factor, pixels
+        return self._decoded[1]
+
+    def _judge(self) -> Picture:
+        if self._judged is None:
+            try:
+                self._judged = PillowPicture(read_image(self.data, self.channels))
+            except BadImage as error:
+                raise BadImage(self.path, error.reason) from error
+        return self._judged
+
+
+def _resize(pixels: np.ndarray, size: Size, filter_name: str) -> np.ndarray:
+    """uint8 [H, W, 3] or [H, W] to a size; torch's kernel for this layout is several times as fast as Pillow."""
+    if pixels.shape[:2] == size:
+        return pixels
+    grey = pixels.ndim == 2
+    images = torch.from_numpy(pixels[:, :, None] if grey else pixels).permute(2, 0, 1)[None]
+    resized = F.interpolate(images, size, mode=filter_name, antialias=True)[0].permute(1, 2, 0).numpy()
+    return resized[:, :, 0] if grey else resized
+
+
+def _read_jpeg(path: str | Path) -> bytes | None:
+    """What is in a file that begins as JPEG files do; None for any other, and for what cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read() if file.peek(len(_START)).startswith(_START) else None
+    except OSError:
+        return None
+
+
+@functools.cache
+def _simplejpeg() -> Any:
+    """The module, or None."""
+    try:
+        return importlib.import_module("simplejpeg")
+    except ImportError:
+        return None

@@ -1,0 +1,140 @@
+"""A list of images, wherever they lie: as files in folders, in a pack, in the shards of a tar archive."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mimkit.data.names import Names
+
+TRAIN, HELD_OUT = 1, 2
+
+
+class Store(Protocol):
+    """Encoded images in something larger than a file each. It opens anew in each process that it is pickled to.
+
+    Attributes:
+        path: the file or folder.
+        names: of N images, with `/` between folders.
+        labels: int64 [N], positions in `classes`, or None.
+        classes: names, sorted, or None.
+        parts: uint8 [N], TRAIN or HELD_OUT for each image where the split is given, else None.
+        shards: int64 [N], rising: the file that each image lies in where there are several, else None.
+    """
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def names(self) -> Names: ...
+
+    @property
+    def labels(self) -> np.ndarray | None: ...
+
+    @property
+    def classes(self) -> list[str] | None: ...
+
+    @property
+    def parts(self) -> np.ndarray | None: ...
+
+    @property
+    def shards(self) -> np.ndarray | None: ...
+
+    def read(self, position: int) -> bytes:
+        """One image, still encoded.
+
+        Raises:
+            BadImage: it cannot be read, or is not what was written.
+        """
+
+    def identity(self, positions: np.ndarray) -> bytes:
+        """What tells images of one name apart, as far as it is known without reading them."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageList:
+    """Images, with their class where they have one. Made without looking into any image.
+
+    Args:
+        root: the folder that paths are relative to, or where the store lies.
+        paths: with `/` between folders; sorted, or in the order of their list file, where they may be absolute. Any
+            sequence of strings; kept as `Names`.
+        labels: int64 [N], positions in `classes`, or None.
+        classes: names, sorted, or None.
+        store: what the images lie in, if they are not files of their own.
+        positions: int64 [N], where in the store.
+    """
+
+    root: Path
+    paths: Sequence[str]
+    labels: np.ndarray | None = None
+    classes: list[str] | None = None
+    store: Store | None = None
+    positions: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "paths", Names.of(self.paths))
+
+    @classmethod
+    def of(cls, store: Store, positions: np.ndarray) -> "ImageList":
+        """Images of a store."""
+        labels = None if store.labels is None else store.labels[positions]
+        return cls(store.path, store.names.take(positions), labels, store.classes, store, positions)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a store has in its file is read there again, not sent to other processes."""
+        if self.store is None:
+            return ImageList, (self.root, self.paths, self.labels, self.classes)
+        return ImageList.of, (self.store, self.positions)
+
+    def path(self, index: int) -> Path:
+        """The image's file, or, in a store, its name below the store's."""
+        return self.root / self.paths[index]
+
+    def content(self, index: int) -> Path | bytes:
+        """What the image is decoded from: its file, or what a store has in its place.
+
+        Raises:
+            BadImage: the store cannot read it.
+        """
+        if self.store is None or self.positions is None:
+            return self.path(index)
+        return self.store.read(int(self.positions[index]))
+
+    @property
+    def shards(self) -> np.ndarray | None:
+        """int64 [N]: the shard that each image lies in, or None."""
+        if self.store is None or self.store.shards is None:
+            return None
+        return self.store.shards[self.positions]
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "ImageList":
+        """Some of the images, in the order given; the classes stay."""
+        indices = np.asarray(indices, dtype=np.int64)
+        if self.store is not None and self.positions is not None:
+            return ImageList.of(self.store, self.positions[indices])
+        labels = None if self.labels is None else self.labels[indices]
+        return ImageList(self.root, Names.of(self.paths).take(indices), labels, self.classes)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over relative paths, labels and class names, in hexadecimal.
+
+        It neither reads the files nor asks for their sizes, so that a million images on a network disk take a second:
+        a file whose content changed under the same name goes unnoticed. In a store, where they are at hand, the
+        checksums or sizes of the images take part. The root takes none: a moved folder keeps its fingerprint.
+        """
+        labels = b"" if self.labels is None else self.labels.astype("<i8").tobytes()
+        sections = [labels, "\0".join(self.classes or []).encode("utf-8", "surrogateescape")]
+        if self.store is not None and self.positions is not None:
+            sections.append(self.store.identity(self.positions))
+        names = hashlib.sha256()
+        for number, name in enumerate(Names.of(self.paths).encoded()):
+            names.update(b"\0" + name if number else name)
+        digests = [names.digest(), *(hashlib.sha256(section).digest() for section in sections)]
+        return hashlib.sha256(b"".join(digests)).hexdigest()

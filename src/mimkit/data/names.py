@@ -1,0 +1,74 @@
+"""Many names in little memory: three arrays in place of a million Python strings.
+
+Arrays are shared by forked workers as they are, where reading a list of strings would copy it, page by page.
+
+Shapes: N names, T bytes of text.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+import numpy as np
+
+_AT_ONCE = 1 << 16
+
+
+class Names(Sequence[str]):
+    """A sequence of texts that cannot be changed.
+
+    Args:
+        text: uint8 [T], UTF-8; file names need not be valid text, as in `os.fsencode`.
+        starts: int64 [N], where each begins.
+        ends: int64 [N], where each has ended.
+    """
+
+    def __init__(self, text: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:
+        self.text, self.starts, self.ends = text, starts, ends
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> "Names":
+        """The same names."""
+        if isinstance(names, Names):
+            return names
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        limits = np.zeros(len(encoded) + 1, dtype=np.int64)
+        np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=limits[1:])
+        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), limits[:-1], limits[1:])
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Names": ...
+
+    def __getitem__(self, index: int | slice) -> "str | Names":
+        if isinstance(index, slice):
+            return Names(self.text, self.starts[index], self.ends[index])
+        return self.text[self.starts[index] : self.ends[index]].tobytes().decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.decode("utf-8", "surrogateescape") for name in self.encoded())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr([*self[:3], *(["..."] if len(self) > 3 else [])])
+
+    def encoded(self) -> Iterator[bytes]:
+        """The bytes of each name."""
+        for start in range(0, len(self), _AT_ONCE):  # so that what `tolist` makes stays small
+            some = slice(start, start + _AT_ONCE)
+            for first, end in zip(self.starts[some].tolist(), self.ends[some].tolist(), strict=True):
+                yield self.text[first:end].tobytes()
+
+    def take(self, indices: np.ndarray) -> "Names":
+        """Some of the names, in the order given; the text is shared."""
+        return Names(self.text, self.starts[indices], self.ends[indices])

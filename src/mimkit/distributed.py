@@ -1,0 +1,181 @@
+"""Several processes that train one model: who takes part, what they agree on, how their gradients meet.
+
+`torchrun` starts them. Each computes the loss of its slice of every batch; gradients are averaged, which is the whole
+batch's gradient, as the slices are equal. Plain values travel over the host, so that agreeing waits for no device.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+Parallel = Literal["ddp", "fsdp"]
+Value = TypeVar("Value")
+
+PATIENCE = timedelta(days=1)  # others wait while the first one probes; a process that ends is noticed at once
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """The processes that train together; this one's `rank` counts from 0. The first one writes files and speaks.
+
+    Args:
+        rank: of this process.
+        size: how many there are.
+        parallel: ddp: each holds the whole model; fsdp: each holds a share of every parameter.
+        host: the group for plain values.
+    """
+
+    rank: int = 0
+    size: int = 1
+    parallel: Parallel = "ddp"
+    host: "dist.ProcessGroup | None" = None
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether parameters lie in shares."""
+        return self.size > 1 and self.parallel == "fsdp"
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether some process has it set."""
+        if self.size == 1:
+            return list(flags)
+        votes = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.host)
+        return [bool(vote) for vote in votes]
+
+    def gather(self, value: Value) -> list[Value]:
+        """Each process's value, in the order of ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.host)
+        return values
+
+    def first(self, work: Callable[[], Value]) -> Value:
+        """What the first process makes of the work, which the others leave to it. All raise what it raises."""
+        if self.size == 1:
+            return work()
+        box: list[Any] = [None, None]
+        if self.leads:
+            try:
+                box[0] = work()
+            except (ValueError, OSError, RuntimeError) as error:
+                box[1] = error
+        dist.broadcast_object_list(box, src=0, group=self.host)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+    def mean(self, value: Tensor) -> Tensor:
+        """A tensor's mean over all processes, computed on its device."""
+        if self.size > 1:
+            dist.all_reduce(value)
+            value /= self.size
+        return value
+
+
+ALONE = World()
+
+
+@contextmanager
+def joined(device: torch.device, parallel: Parallel = "ddp") -> Iterator[World]:
+    """Inside, the processes that torchrun started form a `World`; without torchrun, this one alone does."""
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield ALONE
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        host = dist.new_group(backend="gloo", timeout=PATIENCE)
+        yield World(dist.get_rank(), dist.get_world_size(), parallel, host)
+    finally:
+        with contextlib.suppress(RuntimeError):  # after a failure elsewhere there may be nothing left to leave
+            dist.destroy_process_group()
+
+
+def restarted() -> bool:
+    """Whether torchrun started the processes again after one was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+class LossOf(nn.Module):
+    """A model of which only the loss comes out, the tensor that DDP and FSDP hang their hooks on."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Any) -> Tensor:
+        loss: Tensor = self.model(**inputs).loss
+        return loss
+
+
+def parallelized(model: nn.Module, world: World, device: torch.device, blocks: Sequence[nn.Module]) -> nn.Module:
+    """What computes the model's loss together with the other processes; its parameters are the model's own.
+
+    Args:
+        model: on its device. With fsdp its parameters are replaced by shares of them.
+        world: who takes part.
+        device: the model's.
+        blocks: with fsdp, modules that are put together from their shares one at a time.
+    """
+    whole = LossOf(model)
+    if world.size == 1:
+        return whole
+    if not world.sharded:
+        return DistributedDataParallel(whole, broadcast_buffers=False, gradient_as_bucket_view=True)
+    mesh = init_device_mesh(device.type, (world.size,))
+    for module in (*blocks, whole):
+        fully_shard(module, mesh=mesh)
+    return whole
+
+
+def accumulating(step: nn.Module, *, more: bool) -> AbstractContextManager[None]:
+    """Around one part's forward and backward: where more parts follow, gradients are not exchanged yet."""
+    if isinstance(step, FSDPModule):
+        step.set_requires_gradient_sync(not more)
+    return step.no_sync() if more and isinstance(step, DistributedDataParallel) else nullcontext()
+
+
+def repeated(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a model: items of its lists that have several matrices, the innermost ones."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
+    items = {item: None for some in lists for item in some if not isinstance(item, nn.ModuleList | nn.Sequential)}
+    blocks = [item for item in items if sum(parameter.ndim > 1 for parameter in item.parameters()) > 1]
+    outer = {block for block in blocks for child in block.modules() if child is not block and child in blocks}
+    return [block for block in blocks if block not in outer]
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor put together from its shares; all processes must ask for it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def local(value: Tensor) -> Tensor:
+    """This process's share of a tensor, which is all of it unless it is sharded."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def like(value: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor on the other's device and, where the other lies in shares, this process's share of it."""
+    value = value.to(other.device)
+    if isinstance(other, DTensor) and value.shape == other.shape:
+        return distribute_tensor(value, other.device_mesh, other.placements, src_data_rank=None)
+    return value
