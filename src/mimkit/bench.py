@@ -7,16 +7,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
 from mimkit.compose import compose
-from mimkit.data import find_images, read_image
 from mimkit.precision import tune_attention
 from mimkit.recipes import build
 from mimkit.settings import Settings
-from mimkit.views import RandomResizedCrop
 
 
 def alternate(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -146,38 +143,3 @@ def huggingface_vitmae(recipe: str, backbone: str, image_size: tuple[int, int]) 
     except ImportError as error:
         raise ValueError("--peers needs transformers: pip install transformers") from error
     return ViTMAEForPreTraining(ViTMAEConfig(norm_pix_loss=True))
-
-
-def bench_data(data: Path, *, image_size: tuple[int, int], images: int, rounds: int) -> dict[str, Any]:
-    """Read and RandomResizedCrop files of a folder in one thread, beside what torchvision's ImageFolder does with each.
-
-    Raises:
-        BadImage: a file is no readable image.
-    """
-    from torchvision import transforms
-    from torchvision.datasets.folder import pil_loader
-
-    listed = find_images(data)
-    chosen = listed.take(np.random.default_rng(0).permutation(len(listed))[:images])
-    paths = [chosen.path(i) for i in range(len(chosen))]
-    view, rng = RandomResizedCrop(), np.random.default_rng(0)
-    peer = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(image_size, interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.RandomHorizontalFlip(),
-            transforms.PILToTensor(),
-        ]
-    )
-
-    def ours() -> None:
-        for path in paths:
-            torch.from_numpy(view(read_image(path), image_size, rng).transpose(2, 0, 1).copy())
-
-    def theirs() -> None:
-        for path in paths:
-            peer(pil_loader(str(path)))
-
-    seconds = alternate({"mimkit": ours, "torchvision": theirs}, rounds)
-    return {"data": str(data), "images": len(paths), "image_size": list(image_size), "rounds": rounds} | summary(
-        seconds, len(paths)
-    )

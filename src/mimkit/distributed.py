@@ -40,7 +40,7 @@ class World:
     rank: int = 0
     size: int = 1
     parallel: Parallel = "ddp"
-    host: "dist.ProcessGroup | None" = None
+    host: Any = None
 
     @property
     def leads(self) -> bool:
@@ -140,7 +140,7 @@ def parallelized(model: nn.Module, world: World, device: torch.device, blocks: S
     if world.size == 1:
         return whole
     if not world.sharded:
-        return DistributedDataParallel(whole, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(whole, gradient_as_bucket_view=True)
     mesh = init_device_mesh(device.type, (world.size,))
     for module in (*blocks, whole):
         fully_shard(module, mesh=mesh)

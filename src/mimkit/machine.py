@@ -42,6 +42,11 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type
 
 
+def machine_in_words(device: torch.device) -> str:
+    """Device, cores and system."""
+    return f"{device_name(device)}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+
+
 def git_commit() -> str | None:
     """The commit of the checkout that mimkit runs from, or None."""
     checkout = Path(__file__).parents[2]

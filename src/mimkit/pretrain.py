@@ -21,8 +21,8 @@ from mimkit.flags import naming
 from mimkit.machine import (
     choose_device,
     choose_workers,
-    device_name,
     git_commit,
+    machine_in_words,
     require_sinks,
     tensorboard_sink,
 )
@@ -280,8 +280,9 @@ def describe(request: Plan, world: World = ALONE) -> list[str]:
     return [
         f"{request.name}: {encoder.name} at {height} x {width}, {parameters(encoder):,} parameters, {how}",
         f"data: {len(request.train):,} training and {len(request.held_out):,} held-out images, {labels}",
-        f"training: {values.epochs} epochs, batch {values.batch_size} ({settings.micro_batch} at once{processes}), peak "
-        f"learning rate {values.peak_lr:.3g} = {values.base_lr:g} x {values.batch_size} / {values.lr_batch}, {values.precision}",
+        f"training: {values.epochs} epochs, batch {values.batch_size} ({settings.micro_batch} at once{processes}), "
+        f"peak learning rate {values.peak_lr:.3g} = {values.base_lr:g} x {values.batch_size} / {values.lr_batch}, "
+        f"{values.precision}",
     ]
 
 
@@ -312,7 +313,7 @@ def facts(request: Plan, device: torch.device, world: World = ALONE) -> dict[str
         },
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "timm", "numpy", "pillow")},
-        "machine": f"{device_name(device)}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "machine": machine_in_words(device),
         "processes": world.size,
         "git_commit": git_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -13,7 +13,7 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from mimkit.backbones import create_encoder
 from mimkit.backbones.load import parse_name
@@ -54,9 +54,8 @@ def load_encoder(
         encoder = parts.encoder(image_size=parts.image_size, channels=parts.channels)
     if image_size not in (None, encoder.image_size):
         raise ValueError(f"--image-size {image_size} is for timm:NAME and random:NAME; {source} has its own")
-    encoder.load_state_dict(
-        {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
-    )
+    own = {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
+    fill(encoder, own, source)
     return ImageEncoder(encoder, parts.normalization).eval().requires_grad_(False)
 
 
@@ -87,8 +86,20 @@ def load_method(source: str | Path, *, recipe: str | None = None) -> Method:
     parts = recompose(request, source, recipe)
     with torch.random.fork_rng(devices=[]):
         method = build(parts)
-    method.load_state_dict(weights)
+    fill(method, weights, source)
     return method.eval()
+
+
+def fill(module: nn.Module, weights: dict[str, Tensor], source: str | Path) -> None:
+    """Load weights that must fit to the last one.
+
+    Raises:
+        ValueError: they do not, as those of another version of mimkit.
+    """
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{source} does not fit this version of mimkit: {error}") from error
 
 
 def recompose(request: dict[str, Any], source: str | Path, recipe: str | None = None) -> Recipe:

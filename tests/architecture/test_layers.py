@@ -26,7 +26,7 @@ LAYERS = [
     {"recipes", "settings", "precision"},
     {"compose"},
     {"data", "features", "probes", "pictures", "evaluators", "sources", "convert", "table"},
-    {"pretrain", "after", "bench", "demo"},
+    {"pretrain", "after", "bench", "bench_data", "demo"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -235,7 +235,11 @@ OF_LOCALMIM = (
     OF_VIT
     | {f"norm.{i}.": f"readout.norms.{i}." for i in range(3)}
     | {"norm.3.": "encoder.vit.norm."}
-    | {f"decoder.{i}.{part}": f"decoders.{i}.{part}" for i in range(4) for part in ("embed.", "mask", "blocks.", "norm.")}
+    | {
+        f"decoder.{i}.{part}": f"decoders.{i}.{part}"
+        for i in range(4)
+        for part in ("embed.", "mask", "blocks.", "norm.")
+    }
     | {"decoder.0.pred.4": "decoders.0.head", "decoder.1.pred.1": "decoders.1.head"}
     | {"decoder.2.pred.0": "decoders.2.head", "decoder.3.pred.1": "decoders.3.head"}
     | {f"decoder.0.pred.{i}": f"decoders.0.rescale.{i}" for i in (0, 1, 3)}

@@ -99,7 +99,10 @@ def test_encoder_of_swin(tmp_path, layout):
 
 
 def test_encoder_of_huggingface_swin(tmp_path):
-    theirs = build.perturb(transformers.SwinModel(simmim_of_huggingface().config, add_pooling_layer=False).eval())
+    """With an epsilon that only some of its norms have."""
+    config = simmim_of_huggingface().config
+    config.layer_norm_eps = 1e-3
+    theirs = build.perturb(transformers.SwinModel(config, add_pooling_layer=False).eval())
     theirs.save_pretrained(tmp_path / "hf")
     assert import_checkpoint(tmp_path / "hf", tmp_path / "ours.safetensors").encoder_only
     images = build.images(2, SIZE)
@@ -113,8 +116,7 @@ def test_greenmim(tmp_path):
     for name, value in original.state_dict().items():
         name = microsoft(name.replace("encoder.swin.", "encoder."))
         name = name.replace("decoders.0.mask_token", "mask_token").replace("decoders.0.head", "decoder_pred")
-        state[name.replace("decoders.0.", "decoder_")] = value
-    state["decoder_pos_embed"] = original.decoders[0].positions
+        state[name.replace("decoders.0.positions", "decoder_pos_embed").replace("decoders.0.", "decoder_")] = value
     torch.save({"model": state}, tmp_path / "greenmim.pth")
     report = import_checkpoint(tmp_path / "greenmim.pth", tmp_path / "ours.safetensors")
     assert (report.format, report.recipe) == ("GreenMIM", "greenmim")
@@ -129,9 +131,7 @@ def test_localmim(tmp_path, recipe):
         name = microsoft(name.replace("encoder.swin.", "encoder."))
         name = name.replace("encoder.norm.", "encoder.norm.3.").replace("readout.norms.", "encoder.norm.")
         name = name.replace("decoders.", "decoder.").replace(".head.", ".pred.")
-        state[name] = value
-    for level, decoder in enumerate(original.decoders):
-        state[f"decoder.{level}.pos_embed"] = decoder.positions
+        state[name.replace(".positions", ".pos_embed")] = value
     torch.save({"model": state}, tmp_path / "localmim.pth")
     report = import_checkpoint(tmp_path / "localmim.pth", tmp_path / "ours.safetensors")
     assert (report.format, report.recipe) == ("LocalMIM on Swin", recipe)
@@ -272,13 +272,16 @@ class SimmimViT(nn.Module):
 
 
 def ours(recipe: str, **settings) -> Method:
-    """One of our methods on a tiny Swin, its weights random."""
+    """One of our methods on a tiny Swin, its weights random, its decoders' fixed positions too."""
     words = ",".join(f"{key}={value!r}" for key, value in TINY.items())
     backbone = f"swin_base_patch4_window7_224({words})"
     chosen = Settings(data=Path(), backbone=backbone, image_size=SIZE, **settings)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build.perturb(build_method(compose(recipe, chosen)).eval(), seed=5)
+        method = build.perturb(build_method(compose(recipe, chosen)).eval(), seed=5)
+        for decoder in method.decoders:
+            decoder.positions += torch.randn_like(decoder.positions)
+    return method
 
 
 def simmim_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

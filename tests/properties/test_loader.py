@@ -119,6 +119,88 @@ def test_parts_together_are_the_batch(images: ImageList, spoiled: ImageList, wor
             batches(images, batch_size=6, parts=parts_of)
 
 
+@pytest.mark.parametrize(("parts", "world"), [(1, 2), (1, 4), (2, 1), (2, 3), (3, 2), (4, 3), (1, 12)])
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_all_processes_together_have_the_batch(
+    images: ImageList, spoiled: ImageList, parts: int, world: int, repeats: int
+) -> None:
+    """Each part is cut into contiguous shares; which image replaces a bad one does not depend on who meets it."""
+    if 12 // (parts * world) % repeats:
+        pytest.skip("one view is not of two repeats")
+    for which in (images, spoiled):
+        whole = first(4, batches(which, batch_size=12, repeats=repeats).starting_at(1))
+        shares = [
+            first(
+                4 * parts,
+                batches(which, batch_size=12, parts=parts, rank=r, world=world, repeats=repeats).starting_at(1),
+            )
+            for r in range(world)
+        ]
+        for step, batch in enumerate(whole):
+            pieces = [shares[r][step * parts + part] for part in range(parts) for r in range(world)]
+            assert {len(piece) for piece in pieces} == {12 // (parts * world)}
+            for name in ("images", "keys", "indices"):
+                assert torch.equal(torch.cat([getattr(piece, name) for piece in pieces]), getattr(batch, name))
+            assert set(batch.skipped) == {skip for piece in pieces for skip in piece.skipped}
+
+
+def test_shares_that_do_not_come_out_even_are_named(images: ImageList) -> None:
+    with pytest.raises(ValueError, match="a batch of 12 in 2 parts does not divide among 4 processes"):
+        batches(images, batch_size=12, parts=2, world=4)
+    for rank, world in ((2, 2), (-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match=f"no process {rank} among {world}"):
+            batches(images, batch_size=12, rank=rank, world=world)
+    for repeats in (0, 4):
+        with pytest.raises(ValueError, match=f"6 views, .* are not made of {repeats} repeats"):
+            batches(images, batch_size=12, parts=2, repeats=repeats)
+    with pytest.raises(ValueError, match=r"a batch of 48 cannot be drawn from 23 images of 2 views each"):
+        batches(images, batch_size=48, repeats=2)
+
+
+class Reads:
+    """A view that remembers the images it was handed."""
+
+    def __init__(self) -> None:
+        self.images: list[int] = []
+
+    def __call__(self, image: Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray:
+        self.images.append(id(image))
+        return RandomResizedCrop()(image, size, rng)
+
+
+def test_repeats_are_views_of_one_image_decoded_once(images: ImageList) -> None:
+    view = Reads()
+    plain, repeated = batches(images, batch_size=4), batches(images, batch_size=12, repeats=3, view=view)
+    assert (plain.steps_per_epoch, repeated.steps_per_epoch) == (5, 1)
+    for step, (one, three) in enumerate(
+        zip(first(15, plain.starting_at(0)), first(15, repeated.starting_at(0)), strict=True)
+    ):
+        assert len(three) == 12
+        assert torch.equal(three.indices, one.indices.repeat_interleave(3))  # every image comes before any comes again
+        assert torch.equal(three.images[::3], one.images)
+        assert torch.equal(three.keys[::3], one.keys)
+        assert len(set(three.keys.tolist())) == 12
+        assert len({pixels.numpy().tobytes() for pixels in three.images}) == 12
+        assert torch.equal(one.keys, sample_keys(7, step // 5, one.indices))
+    handed = [view.images[i : i + 3] for i in range(0, len(view.images), 3)]
+    assert all(len(set(group)) == 1 for group in handed)
+    assert len(handed) == 15 * 4
+
+
+@pytest.mark.parametrize("kind", ["good", "spoiled"])
+def test_repeats_resume_exactly(images: ImageList, spoiled: ImageList, kind: str) -> None:
+    which = images if kind == "good" else spoiled
+    reference = first(8, batches(which, batch_size=6, repeats=2).starting_at(0))
+    for workers, step in ((0, 3), (2, 0), (2, 5)):
+        resumed = batches(which, workers, batch_size=6, repeats=2).starting_at(step)
+        assert_alike(reference[step:], first(8 - step, resumed))
+
+
+def test_no_two_views_share_a_key(images: ImageList) -> None:
+    keys = [batches(images, batch_size=20, repeats=5).part(number).keys for number in range(40)]
+    assert len(set(torch.cat(keys).tolist())) == 800
+
+
 def test_an_epoch_has_each_image_once_and_no_order_twice(images: ImageList) -> None:
     orders = []
     for epoch in range(6):

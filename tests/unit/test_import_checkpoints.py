@@ -223,6 +223,7 @@ def test_long_sequences(tmp_path):
     method = build.method(build.encoder(size=(448, 448), depth=1, sincos=True), width=96, depth=1, heads=3)
     state = {name.removeprefix("encoder.vit."): value for name, value in method.state_dict().items()}
     state = {name.replace("decoders.0.mask", "mask").replace("0.head", "0.pred"): v for name, v in state.items()}
+    state = {name.replace("0.positions", "0.pos_embed"): v for name, v in state.items()}
     torch.save({"model": {name.replace("decoders.0.", "decoder_"): v for name, v in state.items()}}, tmp_path / "l.pth")
     report = import_checkpoint(tmp_path / "l.pth", tmp_path / "out.safetensors", heads=3)
     assert (report.recipe, report.image_size) == ("lsmae", (448, 448))

@@ -8,6 +8,7 @@ import tyro
 from tyro.conf import Positional
 
 from mimkit.files import refuse_unwritable
+from mimkit.settings import as_size
 
 
 def import_(
@@ -68,26 +69,45 @@ def import_(
 
 
 def export(
-    source: Positional[Path],
+    source: Positional[str],
     *,
-    format: Literal["timm", "safetensors"],
+    format: Literal["timm", "hf", "onnx", "safetensors"],
     out: Path,
+    encoder_only: bool = False,
+    image_size: tuple[int, ...] | None = None,
+    recipe: str | None = None,
 ) -> int:
-    """Weights as a file for others: the encoder in timm's names, or the whole method.
+    """Weights as files for others, each with a model card.
 
     Args:
-        source: run folder or exported file.
-        format: timm: the encoder, loads strictly into timm.create_model; safetensors: the whole method.
-        out: file to write.
+        source: run folder, exported or imported file, timm:NAME or random:NAME.
+        format: timm: the encoder, loads strictly into timm.create_model; hf: a folder for transformers
+            (ViTMAEForPreTraining where that is the method, else ViTModel or SwinModel); onnx: the encoder, checked with
+            onnxruntime; safetensors: the whole method.
+        out: file, or for hf a new folder, to write.
+        encoder_only: for hf: leave the decoder out.
+        image_size: one number or height and width, for timm:NAME and random:NAME.
+        recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
     """
-    refuse_unwritable(out)
+    if encoder_only and format != "hf":
+        raise ValueError(f"--encoder-only is for --format hf, not {format}")
+    refuse_unwritable(out / "config.json" if format == "hf" else out)
     from mimkit import convert
 
+    size = as_size(image_size)
     if format == "safetensors":
-        convert.export_safetensors(source, out)
+        convert.export_safetensors(source, out, recipe=recipe)
         print(f"{out}: load with mimkit.load_method({str(out)!r})")
-        return 0
-    arguments = convert.export_timm(source, out)
-    call = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-    print(f"{out}: load into timm.create_model({call})")
+    elif format == "timm":
+        arguments = convert.export_timm(source, out, image_size=size, recipe=recipe)
+        call = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        print(f"{out}: load into timm.create_model({call})")
+    elif format == "onnx":
+        convert.export_onnx(source, out, image_size=size, recipe=recipe)
+        print(f"{out}: input images, outputs features and tokens; agrees with onnxruntime")
+    else:
+        kind, why = convert.export_huggingface(source, out, encoder_only=encoder_only, image_size=size, recipe=recipe)
+        print(f"{out}: load with transformers.{kind}.from_pretrained({str(out)!r})")
+        if why:
+            print(f"without the decoder: {why}")
     return 0

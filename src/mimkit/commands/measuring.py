@@ -49,7 +49,9 @@ def bench(
     if what == "data":
         if data is None:
             raise ValueError("bench data needs --data, a folder of images")
-        result = benches.bench_data(data, image_size=size or (224, 224), images=images, rounds=rounds)
+        from mimkit.bench_data import bench_data
+
+        result = bench_data(data, image_size=size or (224, 224), images=images, rounds=rounds)
     else:
         result = benches.bench_step(
             recipe,

@@ -228,9 +228,7 @@ def resized(name: str, value: Tensor, expected: Tensor, image_size: tuple[int, i
     return value
 
 
-def placed(
-    weights: Weights, expected: dict[str, Tensor], grids: list[tuple[Grid, Grid]], *, strict: bool
-) -> Weights:
+def placed(weights: Weights, expected: dict[str, Tensor], grids: list[tuple[Grid, Grid]], *, strict: bool) -> Weights:
     """The weights with each decoder's positions as ours has them, from its old grid to its new one.
 
     A checkpoint without them had the fixed sine-cosine ones.
