@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from mimkit.bench import alternate
+from mimkit.bench import Clock, alternate
 from mimkit.data import ImageList, find_images, write_pack
 from mimkit.data.fast import Decoder, choose_decoder, open_image
 from mimkit.views import RandomResizedCrop, Size
 
 
-def bench_data(data: Path, *, image_size: Size, images: int, rounds: int, short_side: int = 256) -> dict[str, Any]:
+def bench_data(
+    data: Path, *, image_size: Size, images: int, rounds: int, short_side: int = 256, clock: Clock = "wall"
+) -> dict[str, Any]:
     """Decode and RandomResizedCrop images: with the fast decoder, with Pillow, from a pack, and as torchvision does.
 
     Args:
@@ -24,6 +26,7 @@ def bench_data(data: Path, *, image_size: Size, images: int, rounds: int, short_
         images: how many are read in each round, at most, drawn at random.
         rounds: repetitions; medians are reported, also of the ratios of one round.
         short_side: of the pack.
+        clock: wall, or cpu for processor time, which a machine shared with other work disturbs less.
 
     Raises:
         BadImage: a file is no readable image.
@@ -44,9 +47,9 @@ def bench_data(data: Path, *, image_size: Size, images: int, rounds: int, short_
             "mimkit_packed": _reading(packed, image_size, "auto"),
             "torchvision": _torchvision(paths, image_size),
         }
-        seconds = alternate(works, rounds)
+        seconds = alternate(works, rounds, clock)
     result: dict[str, Any] = {"data": str(data), "images": len(chosen), "image_size": list(image_size)}
-    result |= {"rounds": rounds, "decoder": choose_decoder("auto"), "packed_short_side": short_side}
+    result |= {"rounds": rounds, "clock": clock, "decoder": choose_decoder("auto"), "packed_short_side": short_side}
     result |= {f"{name}_images_per_second": len(chosen) / median(times) for name, times in seconds.items()}
     for name in ("mimkit", "mimkit_pillow", "mimkit_packed"):
         pairs = zip(seconds["torchvision"], seconds[name], strict=True)

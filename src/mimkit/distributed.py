@@ -6,24 +6,27 @@ batch's gradient, as the slices are equal. Plain values travel over the host, so
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 Parallel = Literal["ddp", "fsdp"]
 Value = TypeVar("Value")
 
-PATIENCE = timedelta(days=1)  # others wait while the first one probes; a process that ends is noticed at once
+PATIENCE = timedelta(hours=2)  # others wait while the first one probes; a process that ends is noticed at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +37,11 @@ class World:
         rank: of this process.
         size: how many there are.
         parallel: ddp: each holds the whole model; fsdp: each holds a share of every parameter.
-        host: the group for plain values.
     """
 
     rank: int = 0
     size: int = 1
     parallel: Parallel = "ddp"
-    host: Any = None
 
     @property
     def leads(self) -> bool:
@@ -56,7 +57,7 @@ class World:
         if self.size == 1:
             return list(flags)
         votes = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.host)
+        dist.all_reduce(votes, dist.ReduceOp.MAX)
         return [bool(vote) for vote in votes]
 
     def gather(self, value: Value) -> list[Value]:
@@ -64,7 +65,7 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.host)
+        dist.all_gather_object(values, value)
         return values
 
     def first(self, work: Callable[[], Value]) -> Value:
@@ -77,7 +78,7 @@ class World:
                 box[0] = work()
             except (ValueError, OSError, RuntimeError) as error:
                 box[1] = error
-        dist.broadcast_object_list(box, src=0, group=self.host)
+        dist.broadcast_object_list(box, src=0)
         if box[1] is not None:
             raise box[1]
         return box[0]
@@ -101,18 +102,43 @@ def joined(device: torch.device, parallel: Parallel = "ddp") -> Iterator[World]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, rank, size = next(rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=fresh(store, rank, size), rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        host = dist.new_group(backend="gloo", timeout=PATIENCE)
-        yield World(dist.get_rank(), dist.get_world_size(), parallel, host)
+        yield World(rank, size, parallel)
     finally:
         with contextlib.suppress(RuntimeError):  # after a failure elsewhere there may be nothing left to leave
             dist.destroy_process_group()
 
 
-def restarted() -> bool:
-    """Whether torchrun started the processes again after one was lost."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+def fresh(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """A part of the store with nothing in it from processes that are no more.
+
+    torchrun keeps its store when it starts processes again, and with it the addresses of those it lost. So the first
+    process makes up a name for the part, and tells it to each that asks under a name of its own, until all have heard.
+    """
+    mine = uuid4().hex
+    if rank:
+        store.set(f"mimkit/ask/{rank}", mine)
+        name = store.get(f"mimkit/answer/{mine}").decode()
+        store.set(f"mimkit/heard/{name}/{rank}", "")
+        return dist.PrefixStore(name, store)
+    others = set(range(1, size))
+    while others:
+        for other in sorted(others):
+            if store.check([f"mimkit/ask/{other}"]):
+                store.set(f"mimkit/answer/{store.get(f'mimkit/ask/{other}').decode()}", mine)
+            if store.check([f"mimkit/heard/{mine}/{other}"]):
+                others.remove(other)
+        time.sleep(0.01)
+    return dist.PrefixStore(mine, store)
+
+
+def job() -> str | None:
+    """What names the job of torchrun that this process belongs to, also after it was started again; None without."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if name in (None, "none") else name
 
 
 class LossOf(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from mimkit.backbones import DenseEncoder, VisibleSwin
 from mimkit.compose import compose
 from mimkit.data import ImageList, TrainBatches, split
-from mimkit.distributed import ALONE, World, joined, repeated, restarted
+from mimkit.distributed import ALONE, World, job, joined, repeated
 from mimkit.evaluators import Probe, Reconstructions, subset
 from mimkit.flags import naming
 from mimkit.machine import (
@@ -138,7 +138,7 @@ def pretrain(recipe: str, settings: Settings, out: Path, *, machine: Machine = H
         settings: what to train, on what.
         out: the run folder; refused when it is not empty.
         machine: device, reading processes and the like.
-        overwrite: replace a run that is there.
+        overwrite: replace a run that is there. One that the same job of torchrun began is continued instead.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError: a request that cannot be met; nothing has been written.
@@ -148,7 +148,7 @@ def pretrain(recipe: str, settings: Settings, out: Path, *, machine: Machine = H
     device = choose_device(machine.device)
     require_sinks(machine)
     with joined(device, machine.parallel) as world:
-        if restarted() and world.first((out / "run.json").is_file):
+        if world.first(lambda: is_of_this_job(out)):
             return go_on(Run(out), machine, device, world, recipe=recipe if ":" in recipe else None)
         world.first(lambda: refuse_nonempty(out, overwrite=overwrite))
         if settings.data.is_dir() and out.resolve().is_relative_to(settings.data.resolve()):
@@ -160,6 +160,11 @@ def pretrain(recipe: str, settings: Settings, out: Path, *, machine: Machine = H
 
         world.first(create)
         return execute(request, Run(out), machine, device, world)
+
+
+def is_of_this_job(out: Path) -> bool:
+    """Whether the folder's run was begun by the same job of torchrun, which then lost a process and started again."""
+    return job() is not None and (out / "run.json").is_file() and Run(out).facts.get("job") == job()
 
 
 def resume(run: Run, *, machine: Machine = HERE, recipe: str | None = None, micro_batch: int | None = None) -> bool:
@@ -315,6 +320,7 @@ def facts(request: Plan, device: torch.device, world: World = ALONE) -> dict[str
         | {name: version(name) for name in ("torch", "timm", "numpy", "pillow")},
         "machine": machine_in_words(device),
         "processes": world.size,
+        "job": job(),
         "git_commit": git_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -25,18 +25,20 @@ LAYERS = [
     {"method"},
     {"recipes", "settings", "precision"},
     {"compose"},
-    {"data", "features", "probes", "pictures", "evaluators", "sources", "convert", "table"},
-    {"pretrain", "after", "bench", "bench_data", "demo"},
+    {"data", "features", "probes", "pictures", "evaluators", "sources", "convert", "table", "machine"},
+    {"pretrain", "after", "bench", "bench_data", "peers", "demo"},
     {"commands"},
     {"cli"},
     {"__main__"},
 ]
 BESIDE = {
-    "checkpoint": {"files"},
+    "distributed": set(),
+    "checkpoint": {"files", "distributed"},
+    "state": {"checkpoint", "distributed", "schedule"},
     "runs": {"checkpoint", "files"},
     "progress": set(),
     "schedule": set(),
-    "train": {"checkpoint", "runs", "progress", "schedule"},
+    "train": {"state", "checkpoint", "distributed", "runs", "progress", "schedule"},
     "report": {"files", "flags"},
 }
 WITHOUT_TORCH_AT_ONCE = {"__init__", "__main__", "cli", "commands", "settings", "files", "flags", "demo", "report"}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from test_resume import as_flags, fingerprint
+from torch import Tensor
 
 from mimkit.checkpoint import Checkpoint, load_newest
 from mimkit.pretrain import pretrain, resume
@@ -33,8 +34,8 @@ def settings(photos: Path) -> Settings:
     """A dozen steps in float32; each step's batch of 8 comes in parts of 2 images."""
     return Settings(
         data=photos, backbone="test_vit", image_size=(64,), batch_size=8, micro_batch=2, epochs=3, log_every=2,
-        probe_every=3, decoder_width=32, decoder_depth=1, decoder_heads=2, warmup_epochs=1.0, precision="fp32",
-        clip_grad=1.0, ema=0.9, skipped_share=0.2,
+        probe_every=3, decoder_width=32, decoder_depth=1, decoder_heads=2, warmup_epochs=1.0, base_lr=0.01,
+        precision="fp32", clip_grad=1.0, ema=0.9, skipped_share=0.2,
     )  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def torchrun(folder: Path, *arguments: str, processes: int = 2, restarts: int = 
     environment = {**os.environ, "INTERRUPT": interrupt, "OMP_NUM_THREADS": "1"}
     with output.open("wb") as file:
         code = subprocess.run(
-            [*launch, *arguments], stdout=file, stderr=file, env=environment, timeout=300, check=False
+            [*launch, *arguments], stdout=file, stderr=file, env=environment, timeout=120, check=False
         ).returncode
     assert code == 0, output.read_text()
     return output.read_text()
@@ -66,17 +67,25 @@ def log(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
+def tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """All but generators, and but for the keys' biases: attention does not depend on them, so that their gradient is
+    rounding, which Adam makes steps of.
+    """
+    found = {f"weights/{name}": value for name, value in checkpoint.weights.items()} | checkpoint.training
+    return {
+        name: torch.cat(value.chunk(3)[::2]) if name.endswith("qkv.bias") and value.ndim else value
+        for name, value in found.items()
+        if not name.startswith("generator/")
+    }
+
+
 def assert_same_to_rounding(run: Path, other: Path) -> None:
     """Weights, averages, moments; and every row of the log but for what a probe makes of rounded features."""
-    one, two = newest(run), newest(other)
-    assert one.weights.keys() == two.weights.keys()
-    for name, value in one.weights.items():
-        torch.testing.assert_close(two.weights[name], value, rtol=1e-5, atol=2e-6)
-    tensors = [name for name in one.training if not name.startswith("generator/")]
-    assert set(tensors) == {name for name in two.training if not name.startswith("generator/")}
-    for name in tensors:
-        error = (two.training[name] - one.training[name]).norm() / one.training[name].norm().clamp(min=1e-12)
-        assert float(error) < 1e-4, name
+    one, two = (tensors(newest(folder)) for folder in (run, other))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        error = float((two[name] - value).norm() / value.norm().clamp(min=1e-12))
+        assert error < 1e-4, f"{name}: {error:g}"
     rows = log(run)
     assert [(row["kind"], row["step"]) for row in log(other)] == [(row["kind"], row["step"]) for row in rows]
     for row, same in zip(rows, log(other), strict=True):
@@ -114,7 +123,7 @@ def test_two_processes_with_shares_of_the_parameters_train_as_one(alone, photos,
     """MFF's log has its fusion weights, which must be put together for it."""
     torchrun(tmp_path, *request("mff", photos, tmp_path / "run"), "--parallel", "fsdp")
     assert_same_to_rounding(alone["mff"], tmp_path / "run")
-    assert any("share" in name or "tap" in name for row in log(tmp_path / "run") for name in row)
+    assert any(name.startswith("fusion/") for row in log(tmp_path / "run") for name in row)
 
 
 def test_other_numbers_of_processes_go_on(alone, photos, tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """`mimkit pack`, and training, probing and embedding from what it writes; the same from shards."""
 
 import json
+import re
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,12 +52,8 @@ class Interrupted(Exception):
 
 def run_with_kills(data, out, kills, **changes):
     """Train, interrupted after some numbers of steps, each time without a word, and each time resumed."""
-    from dataclasses import replace
-
-    import mimkit.runs
-
-    request = replace(settings(data), **changes)
-    save = mimkit.runs.Run.save
+    request = replace(settings(data), epochs=4, probe_every=2, **changes)
+    save = Run.save
     left = list(kills)
 
     def dying(self, step, checkpoint):
@@ -65,7 +63,7 @@ def run_with_kills(data, out, kills, **changes):
         save(self, step, checkpoint)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mimkit.runs.Run, "save", dying)
+        patch.setattr(Run, "save", dying)
         for _ in range(len(kills) + 1):
             try:
                 if out.exists():
@@ -78,12 +76,11 @@ def run_with_kills(data, out, kills, **changes):
     return fingerprint(out)
 
 
-@pytest.mark.parametrize("kind", ["packed", "shards"])
-@pytest.mark.parametrize("repeats", [1, 2])
+@pytest.mark.parametrize(("kind", "repeats"), [("packed", 2), ("shards", 1)])
 def test_killed_runs_end_bit_identical(request, kind, repeats, tmp_path):
     data = request.getfixturevalue(kind)
     undisturbed = run_with_kills(data, tmp_path / "a", [], repeats=repeats)
-    assert run_with_kills(data, tmp_path / "b", [2, 3, 17, 31], repeats=repeats) == undisturbed
+    assert run_with_kills(data, tmp_path / "b", [2, 3, 13], repeats=repeats) == undisturbed
     row = json.loads((tmp_path / "a" / "log.jsonl").read_text().splitlines()[0])
     assert row["kind"] == "probe"
     assert row["classes"] == 2
@@ -98,9 +95,7 @@ def test_a_pack_of_small_jpegs_trains_as_their_folder_does(data_root, tmp_path):
             for file in sorted((data_root / "imagenette128" / part / label).iterdir())[:12]:
                 (folder / part / label / file.name).write_bytes(file.read_bytes())
     assert main(["pack", str(folder), "--out", str(tmp_path / "some.pack"), "--workers", "0"]) == 0
-    runs = [
-        run_with_kills(data, tmp_path / data.name.replace(".", "-"), []) for data in (folder, tmp_path / "some.pack")
-    ]
+    runs = [run_with_kills(data, tmp_path / f"run-{data.name}", []) for data in (folder, tmp_path / "some.pack")]
     assert runs[0] == runs[1]
 
 
@@ -118,7 +113,7 @@ def test_another_pack_does_not_resume_a_run(photos, tmp_path):
 
 def run_with_kills_once(data, out):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mimkit.runs.Run.save", lambda *_: (_ for _ in ()).throw(Interrupted))
+        patch.setattr(Run, "save", lambda *_: (_ for _ in ()).throw(Interrupted))
         pretrain("small", settings(data), out, machine=HERE)
 
 
@@ -180,8 +175,6 @@ def test_wrong_requests(packed, photos, tmp_path, capsys):
     ]:
         assert main(words) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
-        import re
-
         assert re.search(said, line), line
     assert not (tmp_path / "a.pack").exists()
     assert not (tmp_path / "r").exists()

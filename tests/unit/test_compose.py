@@ -161,7 +161,7 @@ def test_the_backbone_keeps_the_rest_of_the_encoder():
 def test_training_values():
     base = recipes()["mae"]().train
     given = {"epochs": 50, "batch_size": 96, "base_lr": 1e-3, "warmup_epochs": 3.0, "min_lr": 1e-6}
-    given |= {"weight_decay": 0.1, "clip_grad": 3.0, "precision": "fp32"}
+    given |= {"weight_decay": 0.1, "clip_grad": 3.0, "precision": "fp32", "ema": 0.99}
     assert composed(**given).train == replace(base, **given)
     assert composed(seed=9).train == base  # the seed is the request's
 
@@ -227,6 +227,8 @@ WRONG = {
     "--log-every": [{"log_every": 0}],
     "--mask-cell": [{"mask_cell": 0}],
     "--class-tokens": [{"class_tokens": 0}],
+    "--norm-eps": [{"norm_eps": 0.0}, {"norm_eps": 1.0}, {"norm_eps": float("nan")}],
+    "--ema": [{"ema": 0.0}, {"ema": 1.0}, {"ema": float("nan")}],
     "--seed": [{"seed": -1}, {"seed": 2**63}],
     "--view": [{"view": "crop"}],
     "--mask": [{"mask": ""}],
@@ -319,6 +321,11 @@ MISFITS = {  # refused when the parts are built
     "a tap twice": ("mff", {"taps": (1, 1, -1)}, "--readout.*: taps .1, 1, 5. must .* differ from each other"),
     "three levels": ("localmim", {"taps": (1, 3, 5)}, "--readout.*: 3 taps need as many scales, got 4"),
     "decoders left over": ("localmim-swin", {"readout": "last"}, "--readout, --decoder: 4 decoders for 1 levels"),
+    "epsilon of no norm": (
+        "simmim",
+        {"backbone": "resnet18", "mask_cell": 32, "norm_eps": 1e-5},
+        "--backbone.*: resnet18 has no LayerNorm whose epsilon could be 1e-05",
+    ),
     "class token of Swin": ("greenmim", {"class_tokens": 2}, "--backbone.*reg_tokens"),
     "unknown teacher": ("mae", {"target": "features", "teacher": "vit_tny"}, "vit_tny"),
 }

@@ -7,8 +7,10 @@ import pytest
 import timm
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from mimkit.convert import beit, plain, swin
+from mimkit.backbones import create_encoder
+from mimkit.convert import beit, export_timm, plain, swin
 from mimkit.convert.facts import Facts, facts_of
 from mimkit.convert.importer import import_checkpoint
 from mimkit.convert.layout import Options
@@ -81,7 +83,7 @@ def test_every_format_is_told_by_its_names(format):
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match=r"weights named conv1\.weight, fc\.bias \.\.\. belong to no format"):
+    with pytest.raises(ValueError, match=r"weights named conv1\.weight, fc\.bias are of no format"):
         recognize(["conv1.weight", "fc.bias"])
 
 
@@ -198,7 +200,7 @@ def test_settings_and_origin_are_written(mae, tmp_path):
     assert request["recipe"] == report.recipe == "pixmim"
     assert request["settings"]["data"] == ""
     assert request["settings"]["decoder_heads"] == 4
-    assert json.loads(metadata["mimkit.imported"]) == {"from": "MAE with its decoder"}
+    assert json.loads(metadata["mimkit.imported"]) == {"from": "MAE with its decoder", "licence": report.licence}
     assert not load_method(tmp_path / "out.safetensors").target.normalized
     assert json.dumps(report.to_json())
 
@@ -228,6 +230,48 @@ def test_long_sequences(tmp_path):
     report = import_checkpoint(tmp_path / "l.pth", tmp_path / "out.safetensors", heads=3)
     assert (report.recipe, report.image_size) == ("lsmae", (448, 448))
     assert load_method(tmp_path / "out.safetensors").mask.cell == 32
+
+
+def test_learned_positions_are_resized_when_images_are_larger(tmp_path):
+    """The name says that they are no sine-cosine ones; what is exported for timm does without that."""
+    vit = build.timm_vit("vit_tiny_patch16_224", size=SIZE)
+    torch.save(vit.state_dict(), tmp_path / "timm.pth")
+    report = import_checkpoint(tmp_path / "timm.pth", tmp_path / "out.safetensors", heads=3)
+    assert report.backbone.endswith(",num_heads=3,sincos=False)")
+    encoder = load_encoder(tmp_path / "out.safetensors").encoder
+    assert not encoder.sincos
+    _, cells = encoder.positions((6, 4))
+    assert torch.equal(cells, resize_positions(vit.pos_embed[:, 1:], (4, 4), (6, 4)))
+    arguments = export_timm(tmp_path / "out.safetensors", tmp_path / "timm.safetensors")
+    assert "sincos" not in arguments
+
+
+def test_a_name_says_that_positions_are_learned():
+    name = "vit_tiny_patch16_224(embed_dim=48,depth=1,num_heads=3,sincos={})"
+    assert create_encoder(name.format(False), image_size=SIZE).vit.pos_embed.requires_grad
+    assert not create_encoder(name.format(True), image_size=SIZE, sincos=False).vit.pos_embed.requires_grad
+
+
+def test_an_encoder_outlives_its_recipe(mae, tmp_path):
+    """Of an encoder's file only the encoder must be what it was."""
+    path = tmp_path / "out.safetensors"
+    import_checkpoint(mae(without="decoder"), path, **HEADS)
+    for name, refused in (("decoder", False), ("encoder", True)):
+        with safe_open(path, framework="pt") as file:
+            request = json.loads(file.metadata()["mimkit.request"])
+        request["parts"][name] = "of another time"
+        changed = tmp_path / "changed.safetensors"
+        save_file(load_file(path), changed, {"mimkit.request": json.dumps(request)})
+        if refused:
+            with pytest.raises(ValueError, match="encoder of another time, but recipe mae now has"):
+                load_encoder(changed)
+        else:
+            load_encoder(changed)
+
+
+def test_epsilon_of_a_backbone_without_such_norms():
+    with pytest.raises(ValueError, match="resnet18 has no LayerNorm whose epsilon could be 0.001"):
+        create_encoder("resnet18", image_size=SIZE, norm_eps=1e-3)
 
 
 def test_half_precision_is_widened(mae, tmp_path):

@@ -6,6 +6,7 @@ import os
 import pathlib
 import sys
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -140,6 +141,9 @@ def test_huggingface_folder_in_parts(tmp_path):
         save_file({name: WEIGHTS[name]}, tmp_path / part.removeprefix("../"))
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
     same(read_checkpoint(tmp_path).weights)
+    (tmp_path / "model-0.safetensors").unlink()
+    with pytest.raises(ValueError, match="lacks model-0.safetensors, one of 2 files"):
+        read_checkpoint(tmp_path)
 
 
 def test_what_is_no_checkpoint(tmp_path):
@@ -150,6 +154,15 @@ def test_what_is_no_checkpoint(tmp_path):
     for name, content in (("a.pth", b"not a pickle"), ("b.pth", b""), ("c.safetensors", b"not safetensors")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name} is no (checkpoint that torch can read|safetensors file)"):
+            read_checkpoint(tmp_path / name)
+    torch.save({"model": WEIGHTS}, tmp_path / "whole.pth")
+    (tmp_path / "half.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:700])
+    (tmp_path / "README.md").write_text("# weights_only\n\nNo checkpoint at all.\n")
+    for name, member in (("other.zip", "README.md"), ("script.pt", "script/constants.pkl")):  # torch warns of scripts
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr(member, "nothing")
+    for name in ("half.pth", "README.md", "other.zip", "script.pt"):
+        with pytest.raises(ValueError, match=f"{name} is no checkpoint that torch can read safely: [a-z, ]+$"):
             read_checkpoint(tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="holds a list, not weights by name"):

@@ -15,34 +15,38 @@ def bench(
     *,
     recipe: tuple[str, ...] = ("mae",),
     data: Path | None = None,
-    backbone: str | None = None,
+    backbone: tuple[str, ...] = (),
     image_size: tuple[int, ...] | None = None,
     batch_size: int = 16,
     images: int = 256,
-    precision: Literal["bf16", "fp32"] = "fp32",
+    precision: tuple[Literal["bf16", "fp32"], ...] = ("fp32",),
+    mode: tuple[Literal["eager", "compile"], ...] = ("eager",),
     rounds: int = 5,
     peers: bool = False,
     device: str = "auto",
+    clock: Literal["wall", "cpu"] = "wall",
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> int:
-    """Throughput of a training step, or of reading images, beside peers in the same run.
+    """Throughput and memory of a training step, or throughput of reading images, beside peers in the same run.
 
     Args:
         what: step, or data.
-        recipe: for step: names from `mimkit recipes`; the first is compared with the others.
+        recipe: for step: names from `mimkit recipes`; the first is compared with all others.
         data: for data: a folder of images.
-        backbone: for step: instead of the recipe's.
+        backbone: for step: one or several instead of the recipe's.
         image_size: side of the images in pixels, or height and width; default: the recipe's, or 224.
         batch_size: for step: images per step.
         images: for data: files to read in each round.
-        precision: for step: bf16 autocast or float32.
+        precision: for step: bf16 autocast, float32, or both.
+        mode: for step: eager, with each block compiled, or both.
         rounds: repetitions; medians are reported.
-        peers: for step: also Hugging Face's ViTMAE.
+        peers: for step: also Hugging Face's and lightly's MAE (pip install mimkit[bench]).
         device: for step: cpu, cuda, ...
+        clock: for step: wall, or cpu for processor time, which a CPU shared with other work disturbs less.
         as_json: print JSON.
     """
     from mimkit import bench as benches
-    from mimkit.pretrain import choose_device
+    from mimkit.machine import choose_device
     from mimkit.settings import as_size
 
     size = as_size(image_size)
@@ -55,15 +59,20 @@ def bench(
     else:
         result = benches.bench_step(
             recipe,
-            Settings(data=Path(), backbone=backbone, image_size=size),
+            Settings(data=Path(), image_size=size),
             batch_size=batch_size,
-            precision=precision,
+            backbones=backbone or (None,),
+            precisions=precision,
+            modes=mode,
             rounds=rounds,
             peers=peers,
             device=choose_device(device),
+            clock=clock,
         )
     if as_json:
         print(json.dumps(result, indent=1))
+    elif what == "step":
+        print(benches.as_table(result))
     else:
         print(
             "\n".join(

@@ -1,7 +1,8 @@
 """Published checkpoints to files of ours."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from mimkit.convert.export import write
 from mimkit.convert.facts import Facts, facts_of
 from mimkit.convert.layout import UNUSED, Layout, Options, Weights, drop
 from mimkit.convert.positions import place_positions, resize_relative_bias, window_of
-from mimkit.convert.recognize import LICENCES, Format, recognize
+from mimkit.convert.recognize import LICENCES, Format, recognize, some
 from mimkit.convert.unpickle import read_checkpoint
 from mimkit.flags import naming
 from mimkit.grids import Grid, grid_for
@@ -132,9 +133,11 @@ def import_checkpoint(
         ValueError: it cannot be read safely, is of no known format, does not fit, or, if strict, not wholly.
     """
     checkpoint = read_checkpoint(file)
-    facts = facts_of(checkpoint)
+    with naming(str(file)):
+        facts = facts_of(checkpoint)
+        found = recognize(checkpoint.weights)
     facts = replace(facts, mean=mean or facts.mean, std=std or facts.std)
-    found = recognize(checkpoint.weights)
+    what = f"{file}, taken for {found.value}"
     options = Options(
         recipe=recipe,
         heads=heads,
@@ -144,10 +147,8 @@ def import_checkpoint(
         patch_merge_order=patch_merge_order,
     )
     useful, dropped = drop(checkpoint.weights, UNUSED)
-    try:
+    with understanding(what):
         layout = TRANSLATIONS[found](useful, facts, options)
-    except KeyError as error:
-        raise ValueError(f"{file}, taken for {found.value}, lacks {error.args[0]}") from error
     if window and not layout.backbone.startswith("swin"):
         raise ValueError(f"--window is for Swin, not for {layout.backbone}")
     settings = Settings(
@@ -160,15 +161,15 @@ def import_checkpoint(
     )
     composed = compose(layout.recipe, settings)
     encoder, cells, expected = built(composed, layout.encoder_only)
-    notes, what = list(layout.notes), f"{file}, taken for {found.value}"
+    notes = list(layout.notes)
     weights = layout.weights
-    if image_size or window:
-        weights = {
-            name: resized(name, value, expected[name], layout.image_size, encoder) if name in expected else value
-            for name, value in weights.items()
-        }
     grids = [(grid_for(layout.image_size, cell), grid_for(composed.image_size, cell)) for cell in cells]
-    with naming(what):
+    with understanding(what):
+        if image_size or window:
+            weights = {
+                name: resized(name, value, expected[name], layout.image_size, encoder) if name in expected else value
+                for name, value in weights.items()
+            }
         weights = placed(weights, expected, grids, strict=strict)
     weights, missing, left_over = matched(weights, expected, what, strict=strict)
     encoder_only = layout.encoder_only
@@ -189,7 +190,8 @@ def import_checkpoint(
     }
     if encoder_only:
         request["encoder_only"] = True
-    write(kept, {"mimkit.request": json.dumps(request), "mimkit.imported": json.dumps({"from": found.value})}, out)
+    origin = {"from": found.value, "licence": LICENCES[found]}
+    write(kept, {"mimkit.request": json.dumps(request), "mimkit.imported": json.dumps(origin)}, out)
     return ImportReport(
         format=found.value,
         recipe=layout.recipe,
@@ -203,6 +205,18 @@ def import_checkpoint(
         notes=tuple(notes),
         licence=LICENCES[found],
     )
+
+
+@contextmanager
+def understanding(what: str) -> Iterator[None]:
+    """Say of weights that are missing or have impossible shapes whose they were taken to be."""
+    try:
+        with naming(what):
+            yield
+    except KeyError as error:
+        raise ValueError(f"{what}, lacks {error.args[0]}") from error
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(f"{what}: its weights have other shapes: {error}") from error
 
 
 def built(recipe: Recipe, encoder_only: bool) -> tuple[Encoder, list[int], dict[str, Tensor]]:
@@ -265,10 +279,15 @@ def matched(
     fitting = {name: value for name, value in weights.items() if name in expected and name not in wrong}
     missing, left_over = tuple(sorted(expected.keys() - fitting)), tuple(sorted(weights.keys() - fitting))
     sides = {"missing": missing, "left over": left_over}
-    problems = [f"{len(names)} weights are {side} ({some(names)})" for side, names in sides.items() if names]
+    problems = [f"{counted(names)} {side} ({some(names)})" for side, names in sides.items() if names]
     if strict and problems:
-        raise ValueError(f"{what}: {' and '.join(problems)}")
+        raise ValueError(f"{what}: {' and '.join(problems)}; --no-strict imports the rest")
     return fitting, missing, left_over
+
+
+def counted(names: tuple[str, ...]) -> str:
+    """The beginning of a sentence about so many weights."""
+    return "1 weight is" if len(names) == 1 else f"{len(names)} weights are"
 
 
 def statistics(mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: int) -> dict[str, Any]:
@@ -283,8 +302,3 @@ def statistics(mean: tuple[float, ...] | None, std: tuple[float, ...] | None, ch
         raise ValueError(f"--mean and --std go together, with {channels} numbers each, got {mean} and {std}")
     usual = Normalization.for_channels(channels)
     return {} if (mean, std) == (usual.mean, usual.std) else {"mean": mean, "std": std}
-
-
-def some(names: tuple[str, ...]) -> str:
-    """Up to five of the names."""
-    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import torch
-from scipy.interpolate import CubicSpline  # type: ignore[import-untyped]
+from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from mimkit.backbones.visible import positions_for

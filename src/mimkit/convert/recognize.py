@@ -1,7 +1,7 @@
 """Whose checkpoint it is, by the names of its weights."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
 
 
@@ -77,5 +77,9 @@ def recognize(names: Iterable[str]) -> Format:
     for found, signature in SIGNATURES:
         if bare.issuperset(signature):
             return found
-    some = ", ".join(sorted(bare)[:5])
-    raise ValueError(f"weights named {some} ... belong to no format that mimkit can import")
+    raise ValueError(f"weights named {some(sorted(bare))} are of no format that mimkit can import")
+
+
+def some(names: Sequence[str]) -> str:
+    """Up to five of the names."""
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")

@@ -7,6 +7,7 @@ behaviour; anything else is refused by name.
 
 import json
 import re
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +79,7 @@ STAND_INS: list[Any] = [
 def read_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint file (.pth, .pt, .bin, .ckpt or .safetensors), or a Hugging Face folder.
 
-    A `config.json` beside the file is read with it.
+    A Hugging Face file (.bin or .safetensors) is read with the `config.json` beside it.
 
     Raises:
         ValueError: there is no such file, it holds no weights, or something that would have to be run; the message
@@ -88,7 +89,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return read_folder(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file or folder")
-    beside = {"config": read_json(path.parent / "config.json")} if (path.parent / "config.json").is_file() else {}
+    config = path.with_name("config.json")
+    beside = {"config": read_json(config)} if path.suffix in (".bin", ".safetensors") and config.is_file() else {}
     if path.suffix == ".safetensors":
         return Checkpoint(unwrapped(read_safetensors(path), path), **beside)
     content = read_pickled(path)
@@ -105,11 +107,17 @@ def read_folder(path: Path) -> Checkpoint:
     Raises:
         ValueError: one of them is missing.
     """
+    if (path / "run.json").is_file():
+        raise ValueError(f"{path} is a run of mimkit's: use it as it is")
     if not (path / "config.json").is_file():
         raise ValueError(f"{path} is no Hugging Face folder: it has no config.json")
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        parts = sorted({Path(name).name for name in read_json(index).get("weight_map", {}).values()})
+        named = read_json(index).get("weight_map")
+        parts = sorted({Path(name).name for name in named.values()}) if isinstance(named, dict) else []
+        missing = [part for part in parts if not (path / part).is_file()]
+        if missing:
+            raise ValueError(f"{path} lacks {missing[0]}, one of {len(parts)} files that {index.name} names")
         weights = {name: value for part in parts for name, value in read_safetensors(path / part).items()}
     elif (path / "model.safetensors").is_file():
         weights = read_safetensors(path / "model.safetensors")
@@ -147,9 +155,9 @@ def read_pickled(path: Path) -> dict[str, Any]:
         ValueError: it is none, or holds something that would have to be run; the message names it.
     """
     try:
-        with torch.serialization.safe_globals(STAND_INS):
+        with torch.serialization.safe_globals(STAND_INS), warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+    except PermissionError:
         raise
     except Exception as error:  # torch raises many kinds for files that are none of its own
         refused = re.search(r"GLOBAL (\S+)", str(error))

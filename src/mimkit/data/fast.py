@@ -30,7 +30,6 @@ LARGE = 2**20
 MARGIN = 2
 
 _START = b"\xff\xd8\xff"
-_MAY_BE_TURNED = (b"Exif\0\0", b"http://ns.adobe.com/xap/")
 _FILTERS = {Image.Resampling.BICUBIC: "bicubic", Image.Resampling.BILINEAR: "bilinear"}
 
 # EXIF orientation: whether rows and columns change places; then, whether they are reversed: rows, columns.
@@ -78,7 +77,7 @@ def open_image(source: str | Path | bytes, channels: int = 3, *, decode: Decoder
         return PillowPicture(read_image(source, channels))
     try:
         height, width, colours, _ = _simplejpeg().decode_jpeg_header(data)
-        turned = orientation(identify(io.BytesIO(data), "")) if any(mark in data for mark in _MAY_BE_TURNED) else 1
+        turned = orientation(identify(io.BytesIO(data), "")) if _may_be_turned(data) else 1
     except Exception:  # whatever it is, Pillow says it better
         return PillowPicture(read_image(source, channels))
     if colours not in ("YCbCr", "RGB", "Gray"):
@@ -179,6 +178,7 @@ def _resize(pixels: np.ndarray, size: Size, filter_name: str) -> np.ndarray:
         return pixels
     grey = pixels.ndim == 2
     images = torch.from_numpy(pixels[:, :, None] if grey else pixels).permute(2, 0, 1)[None]
+    images = images.contiguous(memory_format=torch.channels_last)  # torch does not see that it is for a single image
     resized = F.interpolate(images, size, mode=filter_name, antialias=True)[0].permute(1, 2, 0).numpy()
     return resized[:, :, 0] if grey else resized
 
@@ -186,10 +186,20 @@ def _resize(pixels: np.ndarray, size: Size, filter_name: str) -> np.ndarray:
 def _read_jpeg(path: str | Path) -> bytes | None:
     """What is in a file that begins as JPEG files do; None for any other, and for what cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return file.read() if file.peek(len(_START)).startswith(_START) else None
+        with open(path, "rb", buffering=0) as file:
+            return _START + file.readall() if file.read(len(_START)) == _START else None
     except OSError:
         return None
+
+
+def _may_be_turned(data: bytes) -> bool:
+    """Whether a JPEG has an APP1 segment, where EXIF and XMP lie, or anything odd among its segments."""
+    place = 2
+    while data[place] == 0xFF and data[place + 1] != 0xE1:
+        if data[place + 1] == 0xDA:  # the pixels
+            return False
+        place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    return True
 
 
 @functools.cache

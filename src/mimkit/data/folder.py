@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import os
+from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from mimkit.data.pack import Pack, is_pack
 from mimkit.data.shards import find_shards
 
 HELD_OUT_FOLDERS = ("val", "valid", "validation", "test")
+
+_Parents = frozenset[tuple[int, int]]
 
 
 def find_images(data: Path) -> ImageList:
@@ -39,15 +43,15 @@ def find_images(data: Path) -> ImageList:
         raise FileNotFoundError(f"{data} does not exist")
     if data.is_file():
         return _read_list(data)
-    paths = _walk(data)
-    if not paths:
+    paths = Names.of(_walk(data))
+    if not len(paths):
         raise ValueError(
             f"no images in {data} or its sub-folders: looked for .jpg, .jpeg, .png, .webp, .tif and the like"
         )
-    names = _top_folders(paths)
-    if names is None or len(set(names)) < 2:
+    folders = _top_folders(paths)
+    if folders is None or len(folders.numbers) < 2:
         return ImageList(data, paths)
-    return _labelled(data, paths, names, sorted(set(names)))
+    return _labelled(data, paths, folders, sorted(folders.numbers))
 
 
 def split(data: Path, held_out: float = 0.1) -> tuple[ImageList, ImageList]:
@@ -99,7 +103,7 @@ def all_with_parts(data: Path) -> tuple[ImageList, np.ndarray | None]:
     if folders is None:
         images = find_images(data)
         return images, given_parts(images)
-    names = [f"{part.root.name}/{path}" for part in folders for path in part.paths]
+    names = Names.of(f"{part.root.name}/{path}" for part in folders for path in part.paths)
     labels = [part.labels for part in folders if part.labels is not None]
     images = ImageList(data, names, np.concatenate(labels) if labels else None, folders[0].classes)
     return images, np.repeat(np.array([TRAIN, HELD_OUT], dtype=np.uint8), [len(part) for part in folders])
@@ -114,25 +118,29 @@ def given_parts(images: ImageList) -> np.ndarray | None:
 
 def _open_store(data: Path) -> Store | None:
     """The pack or the shards that a path names, or None if it is neither."""
-    return Pack(data) if is_pack(data) else find_shards(data, lambda: bool(_walk(data)))
+    return Pack(data) if is_pack(data) else find_shards(data, lambda: next(_walk(data), None) is not None)
 
 
 def _split_folders(data: Path) -> tuple[ImageList, ImageList] | None:
-    train = _walk(data / "train") if (data / "train").is_dir() else []
-    held_out_folders = (data / name for name in HELD_OUT_FOLDERS if (data / name).is_dir())
-    folder, held_out = next(((folder, paths) for folder in held_out_folders if (paths := _walk(folder))), (data, []))
-    if not train or not held_out:
+    train = Names.of(_walk(data / "train") if (data / "train").is_dir() else [])
+    if not len(train):
         return None
-    names, held_out_names = _top_folders(train), _top_folders(held_out)
-    if names is None or held_out_names is None or len(classes := sorted({*names, *held_out_names})) < 2:
-        return ImageList(data / "train", train), ImageList(folder, held_out)
-    return _labelled(data / "train", train, names, classes), _labelled(folder, held_out, held_out_names, classes)
+    for folder in (data / name for name in HELD_OUT_FOLDERS if (data / name).is_dir()):
+        held_out = Names.of(_walk(folder))
+        if not len(held_out):
+            continue
+        ours, theirs = _top_folders(train), _top_folders(held_out)
+        if ours is None or theirs is None or len(classes := sorted({*ours.numbers, *theirs.numbers})) < 2:
+            return ImageList(data / "train", train), ImageList(folder, held_out)
+        return _labelled(data / "train", train, ours, classes), _labelled(folder, held_out, theirs, classes)
+    return None
 
 
 def _choose(images: ImageList, share: float) -> np.ndarray:
     """Which images to hold out: bool [N]."""
-    hashes = [hashlib.blake2b(path, digest_size=8).digest() for path in Names.of(images.paths).encoded()]
-    ranks = np.frombuffer(b"".join(hashes), dtype=">u8").astype(np.float64) / 2**64
+    names = Names.of(images.paths).encoded()
+    hashes = (int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) for name in names)
+    ranks = np.fromiter(hashes, np.uint64, len(images)).astype(np.float64) / 2**64
     chosen = ranks < share
     labels = np.zeros(len(images), dtype=np.int64) if images.labels is None else images.labels
     counts = np.bincount(labels)
@@ -145,29 +153,42 @@ def _choose(images: ImageList, share: float) -> np.ndarray:
     return chosen
 
 
-def _walk(folder: Path) -> list[str]:
-    """Sorted paths of the image files below a folder, relative to it."""
-    suffixes = image_suffixes()
-    found = []
-    pending = [(str(folder), "", frozenset[tuple[int, int]]())]
+def _walk(folder: Path) -> Iterator[str]:
+    """Paths of the image files below a folder, relative to it, in the order of their code points."""
+    pending = [_entries(str(folder), "", frozenset())]
     while pending:
-        path, prefix, parents = pending.pop()
-        status = os.stat(path)
-        identity = (status.st_dev, status.st_ino)
-        if identity in parents:  # a link back to a folder that this one lies in
-            continue
-        try:
-            with os.scandir(path) as entries:
-                visible = [entry for entry in entries if not entry.name.startswith(".")]
-        except PermissionError as error:
-            raise ValueError(f"the folder {path} cannot be read: permission denied") from error
-        for entry in visible:
-            with contextlib.suppress(OSError):  # a link to nowhere, to itself, or to where we may not look
-                if entry.is_dir():
-                    pending.append((entry.path, f"{prefix}{entry.name}/", parents | {identity}))
-                elif os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():
-                    found.append(prefix + entry.name)
-    return sorted(found)
+        for name, path, parents in pending[-1]:
+            if path is None:
+                yield name
+            else:
+                pending.append(_entries(path, name, parents))
+                break
+        else:
+            pending.pop()
+
+
+def _entries(path: str, prefix: str, parents: _Parents) -> Iterator[tuple[str, str | None, _Parents]]:
+    """What a folder holds, in order: names of images with None, names of folders, which end in /, with their path."""
+    suffixes = image_suffixes()
+    status = os.stat(path)
+    identity = (status.st_dev, status.st_ino)
+    if identity in parents:  # a link back to a folder that this one lies in
+        return
+    try:
+        with os.scandir(path) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+    except PermissionError as error:
+        raise ValueError(f"the folder {path} cannot be read: permission denied") from error
+    found: list[tuple[str, str | None]] = []
+    for entry in visible:
+        with contextlib.suppress(OSError):  # a link to nowhere, to itself, or to where we may not look
+            if entry.is_dir():
+                found.append((f"{prefix}{entry.name}/", entry.path))
+            elif os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():
+                found.append((prefix + entry.name, None))
+    # No two names are alike, so that sorting each folder by itself sorts all paths below it.
+    for name, place in sorted(found):
+        yield name, place, parents | {identity}
 
 
 def _read_list(path: Path) -> ImageList:
@@ -175,27 +196,54 @@ def _read_list(path: Path) -> ImageList:
         raise ValueError(
             f"{path} is neither a folder nor a list of images (.txt, one path a line), a pack of mimkit or a .tar file"
         )
+    classes = _Classes()
     try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+        with path.open(encoding="utf-8-sig") as file:
+            paths = Names.of(_listed(file, classes))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a list of images: no UTF-8 text") from error
-    if not lines:
+    if not len(paths):
         raise ValueError(f"{path} lists no images: expected one path a line")
-    paths, tabs, names = (list(column) for column in zip(*(line.partition("\t") for line in lines), strict=True))
-    if not any(tabs):
+    if classes.numbers.keys() == {""}:
         return ImageList(path.parent, paths)
-    names = [name.strip() for name in names]
-    if "" in names:
-        raise ValueError(f"{path} gives a class to some images, but none to {paths[names.index('')]}")
-    return _labelled(path.parent, paths, names, sorted(set(names)))
+    if "" in classes.numbers:
+        first = paths[classes.of_images.index(classes.numbers[""])]
+        raise ValueError(f"{path} gives a class to some images, but none to {first}")
+    return _labelled(path.parent, paths, classes, sorted(classes.numbers))
 
 
-def _top_folders(paths: list[str]) -> list[str] | None:
+class _Classes:
+    """Classes of images, gathered one by one: the number of each name, in the order met, and of each image."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+        self.of_images = array("q")
+
+    def add(self, name: str) -> None:
+        self.of_images.append(self.numbers.setdefault(name, len(self.numbers)))
+
+
+def _listed(lines: Iterable[str], classes: _Classes) -> Iterator[str]:
+    """The path on each line that is not empty; its class goes to the classes, "" where there is none."""
+    for line in lines:
+        if line.strip():
+            path, _, name = line.rstrip("\n").partition("\t")
+            classes.add(name.strip())
+            yield path
+
+
+def _top_folders(paths: Names) -> _Classes | None:
     """The first folder of each path, or None if an image lies in none."""
-    parts = [path.partition("/") for path in paths]
-    return [first for first, _, _ in parts] if all(slash for _, slash, _ in parts) else None
+    folders = _Classes()
+    for path in paths:
+        first, slash, _ = path.partition("/")
+        if not slash:
+            return None
+        folders.add(first)
+    return folders
 
 
-def _labelled(root: Path, paths: list[str], names: list[str], classes: list[str]) -> ImageList:
+def _labelled(root: Path, paths: Names, folders: _Classes, classes: list[str]) -> ImageList:
     positions = {name: i for i, name in enumerate(classes)}
-    return ImageList(root, paths, np.array([positions[name] for name in names], dtype=np.int64), classes)
+    numbers = np.array([positions[name] for name in folders.numbers], dtype=np.int64)
+    return ImageList(root, paths, numbers[np.array(folders.of_images, dtype=np.int64)], classes)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mimkit.data.decode import BadImage, read_image
+from mimkit.data.decode import BadImage
+from mimkit.data.fast import Decoder, open_image
 from mimkit.data.images import ImageList
 from mimkit.data.workers import TooManyBadImages, in_order
 from mimkit.randomness import random_orders, sample_keys, scramble
@@ -69,6 +70,7 @@ class TrainBatches:
         view: makes an array of the size from an image.
         size: (H, W).
         channels: 3 or 1.
+        decode: with what; see `open_image`.
         batch_size: views per batch, which is to say per step, over all processes.
         parts: pieces that a batch comes in.
         repeats: views of each image.
@@ -87,6 +89,7 @@ class TrainBatches:
     view: View
     size: Size
     channels: int = 3
+    decode: Decoder = "pillow"
     batch_size: int
     parts: int = 1
     repeats: int = 1
@@ -135,7 +138,7 @@ class TrainBatches:
         Raises:
             TooManyBadImages: 100 candidates in a row, or all images there are, were bad.
         """
-        count, views = len(self.images), _Views(self.images, self.view, self.size, self.channels)
+        count, views = len(self.images), _Views(self.images, self.view, self.size, self.channels, self.decode)
         whole, share = self._images_per_step, self._images_per_step // (self.parts * self.world)
         epoch, place = divmod(number, count // whole * self.parts)
         order = _order(self.seed, epoch, self.images)
@@ -172,6 +175,7 @@ def load_images(
     channels: int = 3,
     *,
     view: View = EVALUATION_VIEW,
+    decode: Decoder = "pillow",
     workers: int = 0,
     batch_size: int = 256,
 ) -> Iterator[Batch]:
@@ -185,7 +189,7 @@ def load_images(
     if batch_size < 1:
         raise ValueError(f"a batch needs at least 1 image, got {batch_size}")
     _check(channels, workers)
-    read = functools.partial(_read_in_order, _Views(images, view, size, channels), batch_size)
+    read = functools.partial(_read_in_order, _Views(images, view, size, channels, decode), batch_size)
     return in_order(read, range(-(-len(images) // batch_size)), workers)
 
 
@@ -195,6 +199,7 @@ class _Views:
     view: View
     size: Size
     channels: int
+    decode: Decoder
 
     def empty(self, count: int) -> np.ndarray:
         return np.empty((count, self.channels, *self.size), dtype=np.uint8)
@@ -203,12 +208,14 @@ class _Views:
         """Read one image and write its view for each key into [keys, C, H, W], or tell why there is none."""
         path = self.images.path(int(index))
         try:
-            image = read_image(self.images.content(int(index)), self.channels)
+            image = open_image(self.images.content(int(index)), self.channels, decode=self.decode)
         except BadImage as error:
             return BadImage(path, error.reason)
         for key, cut in zip(keys, pixels, strict=True):
             try:
                 view = self.view(image, self.size, np.random.default_rng(int(key) % 2**64))
+            except BadImage as error:  # some are decoded only now
+                return BadImage(path, error.reason)
             except Exception as error:
                 error.add_note(f"while making a view of {path}")
                 raise

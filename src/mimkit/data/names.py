@@ -5,6 +5,7 @@ Arrays are shared by forked workers as they are, where reading a list of strings
 Shapes: N names, T bytes of text.
 """
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
@@ -30,10 +31,12 @@ class Names(Sequence[str]):
         """The same names."""
         if isinstance(names, Names):
             return names
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        limits = np.zeros(len(encoded) + 1, dtype=np.int64)
-        np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=limits[1:])
-        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), limits[:-1], limits[1:])
+        text, limits = bytearray(), array("q", [0])
+        for name in names:
+            text += name.encode("utf-8", "surrogateescape")
+            limits.append(len(text))
+        places = np.frombuffer(limits, dtype=np.int64)
+        return cls(np.frombuffer(text, dtype=np.uint8), places[:-1], places[1:])
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -18,6 +18,7 @@ import json
 import mmap
 import os
 import struct
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ _HEADER = struct.Struct("<8sIIQQQ32s32s")
 _HEADER_BYTES = 128
 _JPEG_START = b"\xff\xd8\xff"
 _AT_ONCE = 32
+_PREAD = hasattr(os, "pread")
 
 # Of the index, in this order; labels and parts may be missing.
 _ARRAYS = {
@@ -79,10 +81,12 @@ class Pack:
 
     def _open(self) -> memoryview:
         """Map the file and return its index, unchecked."""
-        with self.path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size < _HEADER_BYTES:
-                raise ValueError(f"{self.path} is damaged: {os.fstat(file.fileno()).st_size} bytes are no pack")
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self._file)
+        size = os.fstat(self._file).st_size
+        if size < _HEADER_BYTES:
+            raise ValueError(f"{self.path} is damaged: {size} bytes are no pack")
+        self._map = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
         header = self._map[:_HEADER_BYTES]
         magic, version, _, count, start, length, source, self._digest = _HEADER.unpack_from(header)
         if magic != MAGIC:
@@ -118,8 +122,12 @@ class Pack:
         Raises:
             BadImage: its bytes are not those that were written.
         """
-        start = int(self._starts[position])
-        data = self._map[start : start + int(self._lengths[position])]
+        start, length = int(self._starts[position]), int(self._lengths[position])
+        try:
+            # Through the map, what was read would count as this process's memory, and a failing disk would kill it.
+            data = os.pread(self._file, length, start) if _PREAD else self._map[start : start + length]
+        except OSError as error:
+            raise BadImage(self.path / self.names[position], (error.strerror or str(error)).lower()) from error
         if zlib.crc32(data) != self._checksums[position]:
             raise BadImage(
                 self.path / self.names[position], "damaged: it does not have the checksum it was packed with"

@@ -28,7 +28,7 @@ from mimkit.data.names import Names
 from mimkit.files import write_bytes
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_PART = re.compile(r"(train|valid|validation|val|test)(?=[-_.\d]|$)")
+_PART = re.compile(r"(train|valid|validation|val|test)(?=[-_./\d]|$)")
 _VERSION = 1
 
 
