@@ -66,10 +66,13 @@ class Settings:
     """Views, each with its own mask, cut from an image that is decoded once. Steps and epochs have as many views as
     without; a pass over all images takes so many epochs."""
     base_lr: float | None = None
-    """Peak learning rate for 256 images per step; the rate used is base_lr * batch_size / 256."""
+    """Peak learning rate for 256 images per step (SimMIM's recipes: 512); it is scaled with the batch size."""
     warmup_epochs: float | None = None
     """Default: the recipe's, at most 15 % of the epochs."""
+    warmup_lr: float | None = None
+    """Where the warm-up begins; scaled like base_lr."""
     min_lr: float | None = None
+    """Where the cosine ends; scaled like base_lr."""
     weight_decay: float | None = None
     clip_grad: float | None = None
     """Largest gradient norm."""

@@ -22,7 +22,7 @@ def parameter_groups(model: nn.Module, values: Train) -> list[dict[str, Any]]:
             decayed = parameter.ndim > 1
             if name.endswith("_token"):
                 decayed = values.decay_tokens
-            elif name.endswith(("pos_embed", "relative_position_bias_table")):
+            elif name.rpartition(".")[2].startswith(("pos_embed", "relative_position_bias_table")):
                 decayed = values.decay_positions
             groups[decayed].append(parameter)
     decays = {True: values.weight_decay, False: 0.0}

@@ -6,6 +6,7 @@ tables of positions are random too, the class token's row among them. Files go t
 
 import argparse
 import re
+from collections.abc import Callable
 
 import build
 import pytest
@@ -145,7 +146,7 @@ class LocalDecoder(nn.Module):
 
 
 class HogLayer(nn.Module):
-    """Histograms [B, 3·n, h, w]; the filters' bias is random and stays so in the models that have one."""
+    """Histograms [B, 3·n, h, w]; the filters' bias is random, and stays so, in the models that have one."""
 
     def __init__(self, bins: int, cell: int, bias: bool) -> None:
         super().__init__()
@@ -255,7 +256,7 @@ OF_SIMMIM = {
 
 @pytest.mark.parametrize("normalized", [True, False])
 def test_mae(tmp_path, normalized):
-    theirs = scrambled(Mae(normalized))
+    theirs = scrambled(lambda: Mae(normalized))
     args = argparse.Namespace(model="mae_vit", norm_pix_loss=normalized, mask_ratio=0.6, input_size=SIDE)
     imported = through_the_command_line(theirs, args, tmp_path)
     assert imported.mask.ratio == 0.6
@@ -265,19 +266,19 @@ def test_mae(tmp_path, normalized):
 @pytest.mark.parametrize("bins", [9, 18])
 @pytest.mark.parametrize("hog_bias", [False, True], ids=["plain", "bias"])
 def test_localmim(tmp_path, bins, hog_bias):
-    theirs = scrambled(LocalMim(bins, hog_bias))
+    theirs = scrambled(lambda: LocalMim(bins, hog_bias))
     args = argparse.Namespace(model="MIM_vit", mask_ratio=0.75, input_size=SIDE, norm_pix_loss=False)
     same(theirs, through_the_command_line(theirs, args, tmp_path), (4, 4), OF_LOCALMIM)
 
 
 def test_simmim(tmp_path):
-    theirs = scrambled(SimMim())
+    theirs = scrambled(SimMim)
     same(theirs, through_the_command_line(theirs, argparse.Namespace(), tmp_path), (2, 2), OF_SIMMIM)
 
 
 def test_other_image_sizes(tmp_path):
     """Random tables are no sine-cosine ones to be made afresh: they are resized. The encoder's does not learn."""
-    theirs = scrambled(Mae(normalized=True))
+    theirs = scrambled(lambda: Mae(normalized=True))
     imported = through_the_command_line(theirs, argparse.Namespace(), tmp_path)
     square = theirs.pos_embed[:, 1:].mT.unflatten(2, (4, 4))
     wide = F.interpolate(square, size=(4, 8), mode="bicubic", align_corners=False).flatten(2).mT
@@ -288,15 +289,21 @@ def test_other_image_sizes(tmp_path):
     assert imported(build.images(2, (64, 128)), build.hide(2, (4, 8), 24)).loss.isfinite()
 
 
-def scrambled(model: nn.Module) -> nn.Module:
-    """Random numbers in all that a checkpoint holds, but for the fixed filters of the histograms."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
+def scrambled(make: Callable[[], nn.Module]) -> nn.Module:
+    """Random numbers in all that a checkpoint holds, but for the fixed filters of the histograms.
+
+    Their bias is a multiple of 1/32, as the images are: so are all sums, and no rounding decides over a bin.
+    """
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = make()
         for name, parameter in model.named_parameters():
-            if not name.endswith("conv.weight") or not name.startswith("hog_enc"):
-                deviation = 0.7 / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.2
-                deviation = 0.5 if "pos_embed" in name or "token" in name else deviation
-                parameter += deviation * torch.randn(parameter.shape, generator=generator)
+            deviation = 0.7 / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.2
+            deviation = 0.5 if "pos_embed" in name or "token" in name else deviation
+            if not name.startswith("hog_enc"):
+                parameter += deviation * torch.randn_like(parameter)
+            elif name.endswith("bias"):
+                parameter.copy_(torch.randint(-16, 16, (2,)) / 32)
     return model.eval()
 
 

@@ -1,6 +1,7 @@
 """Names to encoders."""
 
 import ast
+import itertools
 import re
 from typing import Any, Literal
 
@@ -140,13 +141,16 @@ def timm_model(
     """
     if not timm.is_model(name):
         raise ValueError(f"timm has no model {name!r}{suggest(name)}")
-    options = {"pretrained": pretrained, "in_chans": channels, "num_classes": 0, "global_pool": ""} | options
-    # Convolutional families take no size; only plain ViTs change theirs from call to call.
+    fixed = {"pretrained": pretrained, "in_chans": channels, "num_classes": 0}
+    reserved = options.keys() & {*fixed, "img_size", "dynamic_img_size", "global_pool"}
+    if reserved:
+        raise ValueError(f"{name}: {', '.join(sorted(reserved))} is not for brackets; see --image-size and --channels")
+    # Convolutional families take no size; only plain ViTs change theirs from call to call. Some must pool.
     sizes: list[dict[str, Any]] = [{"img_size": image_size, "dynamic_img_size": True}, {"img_size": image_size}, {}]
     problem: Exception | None = None
-    for size in sizes:
+    for pool, size in itertools.product(("", "avg"), sizes):
         try:
-            return timm.create_model(name, **options, **size)
+            return timm.create_model(name, **fixed, **options, **size, global_pool=pool)
         except (TypeError, AssertionError) as error:
             problem = problem if isinstance(problem, AssertionError) else error
         except RuntimeError as error:  # an unknown tag of weights

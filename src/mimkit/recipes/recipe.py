@@ -89,14 +89,19 @@ def build(recipe: Recipe) -> Method:
     makers = recipe.decoder if isinstance(recipe.decoder, tuple) else (recipe.decoder,) * len(readout.levels)
     if len(makers) != len(readout.levels):
         raise ValueError(f"--readout, --decoder: {len(makers)} decoders for {len(readout.levels)} levels")
-    decoders = []
+    decoders, out_grids = [], []
     for level, cell, make in zip(readout.levels, readout.cells, makers, strict=True):
         if len(makers) == 1:  # so that no cell is part hidden, part visible; several levels have soft masks instead
             cell = min(cell, mask_cell)
+        with naming("--target"):
+            values = recipe.target.values(cell, recipe.channels)
         with naming("--decoder", "--decoder-width", "--decoder-heads", "--mask-cell"):
             in_grid, out_grid = grid_for(recipe.image_size, level.cell), grid_for(recipe.image_size, cell)
-            values = recipe.target.values(cell, recipe.channels)
             decoders.append(make(level.dim, values, in_grid, out_grid, complete=encoder.complete))
+            mask.weights(out_grid)
+        out_grids.append(out_grid)
+    with naming("--target"):
+        recipe.target(torch.zeros(1, recipe.channels, *recipe.image_size), out_grids)
     return Method(
         mask=recipe.mask,
         encoder=encoder,
