@@ -14,7 +14,7 @@ import torch
 
 from mimkit.backbones import DenseEncoder, VisibleSwin
 from mimkit.compose import compose
-from mimkit.data import ImageList, TrainBatches, split
+from mimkit.data import ImageList, TrainBatches, choose_decoder, split
 from mimkit.distributed import ALONE, World, job, joined, repeated
 from mimkit.evaluators import Probe, Reconstructions, subset
 from mimkit.flags import naming
@@ -61,6 +61,7 @@ class Plan:
             batch_size=self.recipe.train.batch_size,
             parts=self.parts,
             repeats=self.settings.repeats,
+            decode=self.settings.decode,
             seed=self.settings.seed,
             workers=workers,
             rank=world.rank,
@@ -120,6 +121,7 @@ def plan(name: str, settings: Settings, *, device: torch.device, processes: int 
         settings,
         **values,
         data=settings.data.resolve(),
+        decode=choose_decoder(settings.decode),
         image_size=recipe.image_size,
         micro_batch=micro,
         probe_every=probe_every,

@@ -292,7 +292,7 @@ def test_other_image_sizes(tmp_path):
 def scrambled(make: Callable[[], nn.Module]) -> nn.Module:
     """Random numbers in all that a checkpoint holds, but for the fixed filters of the histograms.
 
-    Their bias is a multiple of 1/32, as the images are: so are all sums, and no rounding decides over a bin.
+    Their bias is a multiple of 1/32, as the images are: gradients are exact, in whatever order they are summed up.
     """
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)

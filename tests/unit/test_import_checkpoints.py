@@ -270,7 +270,7 @@ def test_an_encoder_outlives_its_recipe(mae, tmp_path):
 
 
 def test_epsilon_of_a_backbone_without_such_norms():
-    with pytest.raises(ValueError, match="resnet18 has no LayerNorm whose epsilon could be 0.001"):
+    with pytest.raises(ValueError, match=r"resnet18 has no LayerNorm whose epsilon could be 0\.001"):
         create_encoder("resnet18", image_size=SIZE, norm_eps=1e-3)
 
 

@@ -142,7 +142,7 @@ def test_huggingface_folder_in_parts(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
     same(read_checkpoint(tmp_path).weights)
     (tmp_path / "model-0.safetensors").unlink()
-    with pytest.raises(ValueError, match="lacks model-0.safetensors, one of 2 files"):
+    with pytest.raises(ValueError, match=r"lacks model-0\.safetensors, one of 2 files"):
         read_checkpoint(tmp_path)
 
 

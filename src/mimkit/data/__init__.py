@@ -4,6 +4,7 @@ Images are files in folders, or lie in a pack or in tar shards: an `ImageList` a
 """
 
 from mimkit.data.decode import BadImage, read_image
+from mimkit.data.fast import choose_decoder
 from mimkit.data.folder import all_with_parts, find_all, find_images, split
 from mimkit.data.images import ImageList
 from mimkit.data.loader import Batch, TrainBatches, load_images
@@ -19,6 +20,7 @@ __all__ = [
     "TooManyBadImages",
     "TrainBatches",
     "all_with_parts",
+    "choose_decoder",
     "find_all",
     "find_images",
     "load_images",

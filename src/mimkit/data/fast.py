@@ -3,8 +3,7 @@
 simplejpeg decodes to the same pixels as Pillow. torch's antialiased filters on uint8 are Pillow's but for their
 rounding: a view's mean error is 0.04 grey levels, 0.3 at worst, as Pillow itself is 0.3 from exact arithmetic. Of
 images above `LARGE` pixels only a half, quarter or eighth of the resolution is decoded, where that leaves the cut twice
-the pixels it needs each way: mean error 0.35, 0.6 at worst. OpenCV would do as well, but gives out broken files as
-images without a word.
+the pixels it needs each way: mean error 0.35, 0.6 at worst.
 
 The boxes that views draw are the same either way, and so is which files are bad: what simplejpeg refuses, Pillow
 judges.
