@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mimkit.compose import compose
 from mimkit.machine import git_commit
 from mimkit.peers import PEERS, peer, refuse_unequal
-from mimkit.precision import Precision, tune_attention
+from mimkit.precision import Precision, autocast, tune
 from mimkit.recipes import build
 from mimkit.settings import Settings
 
@@ -212,7 +212,7 @@ def prepare(case: Case, *, count: bool = True) -> tuple[Callable[[], None], dict
         model = peer(case.recipe)
     else:
         model = build(composed)
-        tune_attention(model, device, case.precision)
+        tune(model, device, case.precision)
         facts["backbone"] = model.encoder.name
         facts["encoder"] = "dense" if model.encoder.complete else "visible"
     facts["image_size"] = list(composed.image_size)
@@ -220,8 +220,15 @@ def prepare(case: Case, *, count: bool = True) -> tuple[Callable[[], None], dict
     model.to(device).train()
     images = torch.randn(case.batch_size, composed.channels, *composed.image_size, device=device)
 
+    ours = case.recipe not in PEERS  # others run in autocast as it comes
+    cast = (
+        autocast(device, case.precision)
+        if ours
+        else torch.autocast(device.type, torch.bfloat16, enabled=case.precision == "bf16")
+    )
+
     def gradients() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=case.precision == "bf16"):
+        with cast:
             loss = model(images).loss
         loss.backward()
 

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `step-00001234/` with `weights.safetensors`, `training.safetensors` (optimizer moments and
 generator states), `state.json` (everything else) and `SHA256SUMS`, which `sha256sum -c` understands. It is written
-under another name and renamed when it is complete and on the disk.
+under another name and renamed when it is complete and on the disk. With several processes, tensors may lie in `shares/`
+instead, safetensors files of a part each.
 """
 
 import hashlib
@@ -17,8 +18,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from mimkit.distributed import like
+from mimkit.distributed import ALONE, World, like
 from mimkit.files import flush
 
 KEPT = 2
@@ -37,21 +40,35 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save(folder: Path, step: int, checkpoint: Checkpoint) -> None:
-    """Write `folder`/step-N atomically, then remove all but the newest `KEPT`."""
+def save(folder: Path, step: int, checkpoint: Checkpoint, world: World = ALONE, *, shares: bool = False) -> None:
+    """Write `folder`/step-N atomically, then remove all but the newest `KEPT`.
+
+    Args:
+        folder: of all checkpoints.
+        step: N.
+        checkpoint: what is written; of what the processes hold alike, the first one's.
+        world: the processes; all must ask where they write shares.
+        shares: tensors are written by those who hold them, to `shares`, instead of whole by the first process.
+
+    Raises:
+        OSError: something cannot be written.
+    """
     final = folder / f"step-{step:08d}"
     unfinished = folder / f".unfinished-{step:08d}"
-    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        _write(unfinished, checkpoint)
+        world.first(lambda: _start(unfinished))
+        found = _write_shares(unfinished, checkpoint, world) if shares else {}
+        if world.leads:
+            _write(unfinished, checkpoint, found)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OSError(f"{final} cannot be written, earlier checkpoints are kept: {error}") from error
-    shutil.rmtree(final, ignore_errors=True)
-    unfinished.rename(final)
-    flush(folder)
-    for old in _steps(folder)[:-KEPT]:
-        shutil.rmtree(old)
+    if world.leads:
+        shutil.rmtree(final, ignore_errors=True)
+        unfinished.rename(final)
+        flush(folder)
+        for old in _steps(folder)[:-KEPT]:
+            shutil.rmtree(old)
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
@@ -100,18 +117,20 @@ def load(path: Path) -> Checkpoint:
     try:
         lines = [line.split("  ", 1) for line in (path / "SHA256SUMS").read_text().splitlines()]
         sums = {name: expected for expected, name in lines}
-        if set(sums) != {"weights.safetensors", "training.safetensors", "state.json"}:
-            raise Torn("its list of checksums is incomplete")
         for name, expected in sums.items():
             if _sha256(path / name) != expected:
                 raise Torn(f"the checksum of {name} does not match")
+        state = json.loads((path / "state.json").read_text()) if "state.json" in sums else {}
+        shares = state.pop("shares", [])
+        if set(sums) != {"training.safetensors", "state.json", *(shares or ["weights.safetensors"])}:
+            raise Torn("its list of checksums is incomplete")
     except (FileNotFoundError, ValueError) as error:
         raise Torn(str(error)) from error
-    return Checkpoint(
-        weights=load_file(path / "weights.safetensors"),
-        training=load_file(path / "training.safetensors"),
-        state=json.loads((path / "state.json").read_text()),
-    )
+    training = load_file(path / "training.safetensors")
+    if shares:
+        found = _read_shares(path / "shares")
+        return Checkpoint(found["weights"], found["training"] | training, state)
+    return Checkpoint(load_file(path / "weights.safetensors"), training, state)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
@@ -135,15 +154,57 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
             optimizer.state[parameters[name]][slot] = like(value, parameters[name])
 
 
-def _write(folder: Path, checkpoint: Checkpoint) -> None:
+def _start(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in checkpoint.weights.items()}, folder / "weights.safetensors")
-    save_file({k: v.contiguous() for k, v in checkpoint.training.items()}, folder / "training.safetensors")
-    (folder / "state.json").write_text(json.dumps(checkpoint.state, indent=1))
-    sums = [f"{_sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
-    (folder / "SHA256SUMS").write_text("".join(sums))
-    for path in (*folder.iterdir(), folder):
+
+
+def _write(folder: Path, checkpoint: Checkpoint, shares: dict[str, str]) -> None:
+    """The files of the first process. `shares` are checksums of what is there already."""
+    training, state = checkpoint.training, checkpoint.state
+    if shares:
+        training = {name: value for name, value in training.items() if name.startswith("generator/")}
+        state = {**state, "shares": sorted(shares)}
+    else:
+        save_file({k: v.contiguous() for k, v in checkpoint.weights.items()}, folder / "weights.safetensors")
+    save_file({k: v.contiguous() for k, v in training.items()}, folder / "training.safetensors")
+    (folder / "state.json").write_text(json.dumps(state, indent=1))
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    sums = shares | {path.name: _sha256(path) for path in files}
+    (folder / "SHA256SUMS").write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+    for path in (*files, folder / "SHA256SUMS", folder):
         flush(path)
+
+
+def _write_shares(folder: Path, checkpoint: Checkpoint, world: World) -> dict[str, str]:
+    """Each process's share of the tensors, by torch.distributed.checkpoint; the files' checksums by name."""
+    tensors = {f"weights/{name}": value for name, value in checkpoint.weights.items()}
+    moments = {name: value for name, value in checkpoint.training.items() if not name.startswith("generator/")}
+    tensors |= {f"training/{name}": value for name, value in moments.items()}
+    try:
+        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder / "shares"), save_distributed=True))
+    except dcp.api.CheckpointException as error:
+        raise OSError(str(next(iter(error.failures.values()))[0])) from error
+    mine = sorted((folder / "shares").iterdir())[world.rank :: world.size]
+    for path in mine:
+        flush(path)
+    sums = {f"shares/{path.name}": _sha256(path) for path in mine}
+    return {name: value for some in world.gather(sums) for name, value in some.items()}
+
+
+def _read_shares(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """The whole tensors, by kind and name."""
+    reader = HuggingFaceStorageReader(str(folder))
+    known = reader.read_metadata().state_dict_metadata
+    tensors = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in known.items()}  # type: ignore
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    found: dict[str, dict[str, Tensor]] = {"weights": {}, "training": {}}
+    for key, value in tensors.items():
+        kind, _, name = key.partition("/")
+        found[kind][name] = value
+    return found
 
 
 def _steps(folder: Path) -> list[Path]:

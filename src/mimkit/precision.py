@@ -1,10 +1,12 @@
-"""Which number format a device computes fast in, and how attention is best computed in it."""
+"""Which number format a device computes fast in, and how a model is best computed in it."""
 
 from typing import Literal
 
 import torch
 from timm.layers import Attention
 from torch import nn
+
+from mimkit.lean import spare_memory
 
 Precision = Literal["bf16", "fp32"]
 
@@ -15,6 +17,17 @@ def choose_precision(device: torch.device) -> Precision:
         return "bf16"
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.9 cannot tell
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """What a step's forward pass runs in. Casts of weights are not cached: a step uses each weight once."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+
+
+def tune(model: nn.Module, device: torch.device, precision: Precision) -> None:
+    """Have the model computed as is best there, for training: attention by the faster way, blocks with less memory."""
+    tune_attention(model, device, precision)
+    spare_memory(model)
 
 
 def tune_attention(model: nn.Module, device: torch.device, precision: Precision) -> None:

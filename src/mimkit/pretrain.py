@@ -244,6 +244,7 @@ def execute(request: Plan, run: Run, machine: Machine, device: torch.device, wor
                 device=device,
                 log_every=request.settings.log_every,
                 checkpoint_minutes=machine.checkpoint_minutes,
+                sharded_checkpoints=machine.sharded_checkpoints and world.size > 1,
                 skipped_share=request.settings.skipped_share,
                 images=len(request.train) + len(request.held_out),
                 sinks=[tensorboard_sink(run.folder)] if machine.tensorboard and world.leads else [],

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mimkit.checkpoint import Checkpoint, load, recover, save
+from mimkit.distributed import ALONE, World
 from mimkit.files import flush, refuse_unwritable, write_text
 
 try:
@@ -83,13 +84,14 @@ class Run:
         )
         return [row for row in rows if row["kind"] == kind]
 
-    def save(self, step: int, checkpoint: Checkpoint) -> None:
-        """Checkpoint the state after `step` steps, and how much of the log it has written."""
+    def save(self, step: int, checkpoint: Checkpoint, world: World = ALONE, *, shares: bool = False) -> None:
+        """Checkpoint the state after `step` steps, and how much of the log it has written. See `checkpoint.save`."""
         log = self.folder / "log.jsonl"
-        if log.exists():
+        if log.exists() and world.leads:
             flush(log)  # else a power cut could leave a checkpoint that counts more of the log than there is
         state = {**checkpoint.state, "step": step, "log_bytes": log.stat().st_size if log.exists() else 0}
-        save(self.folder / "checkpoints", step, Checkpoint(checkpoint.weights, checkpoint.training, state))
+        complete = Checkpoint(checkpoint.weights, checkpoint.training, state)
+        save(self.folder / "checkpoints", step, complete, world, shares=shares)
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None; torn ones are set aside."""

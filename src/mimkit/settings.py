@@ -144,6 +144,8 @@ class Machine:
     """Minutes between checkpoints; 0 writes one after each step."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Under torchrun: each process holds the whole model (ddp), or a share of every parameter (fsdp)."""
+    sharded_checkpoints: bool = False
+    """Under torchrun: each process writes what it holds, for models too large to be put together in one."""
     tensorboard: bool = False
     """Also write TensorBoard events (pip install mimkit[tensorboard])."""
 

@@ -147,13 +147,17 @@ class State:
                 found[name] = value.cpu()
         return found
 
-    def checkpoint(self) -> Checkpoint:
-        """All of it, for the first process to write; all processes must ask."""
-        weights = self.put_together(self.model.state_dict())
-        training = self.put_together(optimizer_tensors(self.optimizer, self.model))
-        if self.averages:  # what is used later stands among the weights, what training goes on with beside them
-            training |= {f"trained/{name}": weights[name] for name in self.averages if name in weights}
-            weights |= self.put_together(self.averages)
+    def checkpoint(self, *, shares: bool = False) -> Checkpoint:
+        """All of it, for the first process to write, or in each process its `shares`; all processes must ask."""
+
+        def collect(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return tensors if shares else self.put_together(tensors)
+
+        weights, averages = self.model.state_dict(), self.averages
+        training = collect(optimizer_tensors(self.optimizer, self.model))
+        # What is used later stands among the weights, what training goes on with beside them.
+        training |= collect({f"trained/{name}": weights[name] for name in averages})
+        weights = collect({**weights, **averages})
         for rank, generators in enumerate(self.world.gather(self.generators())):
             training |= {name_for(rank, name): state for name, state in generators.items()}
         window = [[float(loss), float(norm)] for loss, norm in self.window]

@@ -5,6 +5,7 @@ computed from s, so a resumed run needs only weights, optimizer moments and torc
 """
 
 import copy
+import itertools
 import signal
 import threading
 import time
@@ -69,6 +70,7 @@ def fit(
     device: torch.device | str = "cpu",
     log_every: int = 10,
     checkpoint_minutes: float = 5.0,
+    sharded_checkpoints: bool = False,
     nonfinite_limit: int = 10,
     skipped_share: float = 0.1,
     images: int = 0,
@@ -87,6 +89,7 @@ def fit(
         scalars: further numbers for each training row.
         log_every: steps that one training row averages over.
         checkpoint_minutes: time between checkpoints; 0 writes one after each step.
+        sharded_checkpoints: each process writes the tensors, or the shares of them, that it has.
         nonfinite_limit: steps in a row whose loss or gradient is not finite before the run stops. Such steps
             change nothing and are counted.
         skipped_share: share of the images that may prove unreadable.
@@ -106,6 +109,7 @@ def fit(
     steps_per_epoch = batches.steps_per_epoch
     steps = values.epochs * steps_per_epoch
     device = torch.device(device)
+    gpus = [device] if device.type == "cuda" else []
     trained = copy.deepcopy(model) if world.sharded else model
     loss_of = parallelized(trained.to(device).train(), world, device, blocks(trained) if world.sharded else ())
     state = State(trained, values, world)
@@ -130,7 +134,6 @@ def fit(
         with progress.pausing(), state.shown_in(model):
             for evaluator in due if world.leads else ():
                 model.eval()
-                gpus = [device] if device.type == "cuda" else []
                 with torch.random.fork_rng(devices=gpus), torch.no_grad():
                     row = evaluator(step)
                 model.train()
@@ -159,11 +162,23 @@ def fit(
                 batch = next(parts)
             met.extend(batch.skipped)
             with accumulating(loss_of, more=number < batches.parts - 1):
-                with torch.autocast(device.type, torch.bfloat16, enabled=values.precision == "bf16"):
-                    part = loss_of(**batch.inputs(device)) / batches.parts
-                part.backward()
-            loss += part.detach()
+                loss += backward(batch)
         return world.mean(loss)
+
+    def backward(batch: Any) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=values.precision == "bf16"):
+            part: Tensor = loss_of(**batch.inputs(device)) / batches.parts
+        part.backward()
+        return part.detach()
+
+    def warm_up(batch: Any) -> None:
+        """A first pass that is no step: DDP orders its sums anew after it, and a resumed run should sum as before."""
+        trained.eval()
+        with torch.random.fork_rng(devices=gpus):
+            backward(batch)
+        trained.train()
+        refuse_without_gradient(state)
+        state.optimizer.zero_grad(set_to_none=True)
 
     def tell(step: int, lr: float) -> None:
         means, bad = state.told()
@@ -187,10 +202,15 @@ def fit(
     step = state.step
     with (
         Progress(steps=steps, done=step, images_per_step=values.batch_size, silent=not world.leads) as progress,
-        closing(batches.starting_at(step)) as parts,
+        closing(batches.starting_at(step)) as coming,
         stop_signals() as stop,
         explained(lambda: step, run, values.batch_size // batches.parts // world.size),
     ):
+        parts: Iterator[Any] = coming
+        if world.size > 1 and step < steps:
+            batch = next(coming)
+            warm_up(batch)
+            parts = itertools.chain([batch], coming)
         if step == 0:
             evaluate(0)
         saved_at = time.monotonic()
@@ -198,8 +218,6 @@ def fit(
             lr = values.lr(step / steps_per_epoch)
             step += 1
             loss = add_gradients()
-            if world.size > 1 and step == state.step + 1:
-                refuse_without_gradient(state)
             state.update(loss, lr)
             if step % log_every == 0 or step == steps:
                 tell(step, lr)
@@ -213,9 +231,9 @@ def fit(
             if step == steps:
                 record({"kind": "end", "step": steps})
             if step == steps or stopping or saving:
-                checkpoint = state.checkpoint()
-                if world.leads:
-                    run.save(step, checkpoint)
+                checkpoint = state.checkpoint(shares=sharded_checkpoints)
+                if world.leads or sharded_checkpoints:
+                    run.save(step, checkpoint, world if sharded_checkpoints else ALONE, shares=sharded_checkpoints)
                 saved_at = time.monotonic()
             if stopping and step < steps:
                 return False

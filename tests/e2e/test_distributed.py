@@ -31,9 +31,9 @@ def photos(tmp_path_factory, make_photos) -> Path:
 
 
 def settings(photos: Path) -> Settings:
-    """A dozen steps in float32; each step's batch of 8 comes in parts of 2 images."""
+    """A dozen steps in float32; each step's batch of 12 comes in parts of 2 images for each process."""
     return Settings(
-        data=photos, backbone="test_vit", image_size=(64,), batch_size=8, micro_batch=2, epochs=3, log_every=2,
+        data=photos, backbone="test_vit", image_size=(64,), batch_size=12, micro_batch=2, epochs=6, log_every=2,
         probe_every=3, decoder_width=32, decoder_depth=1, decoder_heads=2, warmup_epochs=1.0, base_lr=0.01,
         precision="fp32", clip_grad=1.0, ema=0.9, skipped_share=0.2,
     )  # fmt: skip
@@ -103,20 +103,20 @@ def alone(tmp_path_factory, photos) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory, photos) -> Path:
-    """A run of two processes that nothing interrupts."""
-    folder = tmp_path_factory.mktemp("two")
-    said = torchrun(folder, *request("mae", photos, folder / "run"))
-    assert "2 at once in each of 2 processes, ddp" in said
+def three(tmp_path_factory, photos) -> Path:
+    """A run of three processes that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("three")
+    said = torchrun(folder, *request("mae", photos, folder / "run"), processes=3)
+    assert "2 at once in each of 3 processes, ddp" in said
     assert said.count("training and 4 held-out images") == 1  # one of them speaks
     return folder / "run"
 
 
-def test_two_processes_train_as_one(alone, two):
-    assert_same_to_rounding(alone["mae"], two)
-    assert [row["path"] for row in log(two) if row["kind"] == "skipped"]
-    generators = [name for name in newest(two).training if name.startswith("generator/cpu")]
-    assert generators == ["generator/cpu", "generator/cpu/1"]
+def test_three_processes_train_as_one(alone, three):
+    assert_same_to_rounding(alone["mae"], three)
+    assert [row["path"] for row in log(three) if row["kind"] == "skipped"]
+    generators = [name for name in newest(three).training if name.startswith("generator/cpu")]
+    assert generators == ["generator/cpu", "generator/cpu/1", "generator/cpu/2"]
 
 
 def test_two_processes_with_shares_of_the_parameters_train_as_one(alone, photos, tmp_path):
@@ -132,7 +132,15 @@ def test_other_numbers_of_processes_go_on(alone, photos, tmp_path, monkeypatch):
     torchrun(tmp_path, *request("mae", photos, out), processes=1, interrupt=f"0:4:{int(signal.SIGTERM)}")
     assert newest(out).state["step"] == 4
     said = torchrun(
-        tmp_path, "resume", str(out), "--workers", "0", "--parallel", "fsdp", interrupt=f"1:9:{int(signal.SIGTERM)}"
+        tmp_path,
+        "resume",
+        str(out),
+        "--workers",
+        "0",
+        "--parallel",
+        "fsdp",
+        "--sharded-checkpoints",
+        interrupt=f"1:9:{int(signal.SIGTERM)}",
     )
     assert f"resume with: mimkit resume {out}" in said  # the second process was asked, and all stopped
     assert newest(out).state["step"] == 9
@@ -140,9 +148,9 @@ def test_other_numbers_of_processes_go_on(alone, photos, tmp_path, monkeypatch):
     assert_same_to_rounding(alone["mae"], out)
 
 
-def test_a_lost_process_is_replaced(two, photos, tmp_path):
+def test_a_lost_process_is_replaced(three, photos, tmp_path):
     """torchrun starts all again, and they go on from the last checkpoint to the same bits."""
     out = tmp_path / "run"
     arguments = [*request("mae", photos, out), "--checkpoint-minutes", "0"]
-    torchrun(tmp_path, *arguments, restarts=1, interrupt=f"1:7:{int(signal.SIGKILL)}")
-    assert fingerprint(out) == fingerprint(two)
+    torchrun(tmp_path, *arguments, processes=3, restarts=1, interrupt=f"1:7:{int(signal.SIGKILL)}")
+    assert fingerprint(out) == fingerprint(three)

@@ -313,7 +313,10 @@ WRONG_COMMANDS = {
         ["export", "{here}/photos", "--format", "safetensors", "--out", "{here}/out.safetensors"],
         "{here}/photos run.json",
     ),
-    "unknown export": (["export", "{here}/fresh", "--format", "keras", "--out", "{here}/out"], "--format keras timm onnx"),
+    "unknown export": (
+        ["export", "{here}/fresh", "--format", "keras", "--out", "{here}/out"],
+        "--format keras timm onnx",
+    ),
     "report on nothing": (["report", "--out", "{here}/report.html"], "RUNS"),
     "report on what is no run": (["report", "{here}/photos", "--out", "{here}/report.html"], "{here}/photos run.json"),
     "reconstruction without a method": (

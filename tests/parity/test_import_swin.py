@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mimkit.compose import compose
 from mimkit.convert.importer import import_checkpoint
+from mimkit.grids import resize_positions
 from mimkit.masks import Mask
 from mimkit.method import Method
 from mimkit.recipes import build as build_method
@@ -112,12 +113,7 @@ def test_encoder_of_huggingface_swin(tmp_path):
 
 def test_greenmim(tmp_path):
     original = ours("greenmim", decoder_width=64, decoder_depth=1, decoder_heads=2)
-    state = {}
-    for name, value in original.state_dict().items():
-        name = microsoft(name.replace("encoder.swin.", "encoder."))
-        name = name.replace("decoders.0.mask_token", "mask_token").replace("decoders.0.head", "decoder_pred")
-        state[name.replace("decoders.0.positions", "decoder_pos_embed").replace("decoders.0.", "decoder_")] = value
-    torch.save({"model": state}, tmp_path / "greenmim.pth")
+    torch.save({"model": greenmim_names(original)}, tmp_path / "greenmim.pth")
     report = import_checkpoint(tmp_path / "greenmim.pth", tmp_path / "ours.safetensors")
     assert (report.format, report.recipe) == ("GreenMIM", "greenmim")
     same(original, load_method(tmp_path / "ours.safetensors"), shared=True)
@@ -207,6 +203,16 @@ def test_a_larger_window(tmp_path):
     assert attention.relative_position_bias_table.shape == (25, 2)
     before = state["encoder.layers.1.blocks.0.attn.qkv.weight"]
     assert torch.equal(attention.qkv.weight, before)
+
+
+def test_a_larger_window_with_positions_of_a_decoder(tmp_path):
+    """Where the image grows with the window, they are resized from the square grid that they are for."""
+    original = ours("greenmim", decoder_width=64, decoder_depth=1, decoder_heads=2)
+    torch.save({"model": greenmim_names(original)}, tmp_path / "greenmim.pth")
+    report = import_checkpoint(tmp_path / "greenmim.pth", tmp_path / "ours.safetensors", window=3)
+    assert report.image_size == (96, 96)
+    (decoder,) = load_method(tmp_path / "ours.safetensors").decoders
+    assert torch.equal(decoder.positions, resize_positions(original.decoders[0].positions, (2, 2), (3, 3)))
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
@@ -310,6 +316,16 @@ def simmim_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
         renamed
     )
     return renamed
+
+
+def greenmim_names(method: Method) -> dict[str, Tensor]:
+    """The weights of our GreenMIM in the published layout."""
+    state = {}
+    for name, value in method.state_dict().items():
+        name = microsoft(name.replace("encoder.swin.", "encoder."))
+        name = name.replace("decoders.0.mask_token", "mask_token").replace("decoders.0.head", "decoder_pred")
+        state[name.replace("decoders.0.positions", "decoder_pos_embed").replace("decoders.0.", "decoder_")] = value
+    return state
 
 
 def mmpretrain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

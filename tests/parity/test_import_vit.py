@@ -240,7 +240,7 @@ def test_fine_tuned_mae(tmp_path):
 
 
 def vitmae(*, normalized: bool, dim: int = 48, decoder: int = 32, decoder_heads: int = 4) -> nn.Module:
-    """Hugging Face's model, tiny, its weights random and its tables the fixed ones."""
+    """Hugging Face's model, tiny, its weights random, its fixed positions too, the class token's among them."""
     config = transformers.ViTMAEConfig(
         hidden_size=dim,
         num_hidden_layers=3,
@@ -254,12 +254,12 @@ def vitmae(*, normalized: bool, dim: int = 48, decoder: int = 32, decoder_heads:
         decoder_intermediate_size=4 * decoder,
         norm_pix_loss=normalized,
     )
-    model = transformers.ViTMAEForPreTraining(config).eval()
-    # Made from scratch, transformers 5 leaves both position tables at zero; these calls fill them.
-    model.vit.embeddings.patch_embeddings.projection._is_hf_initialized = False
-    model.vit.embeddings.initialize_weights()
-    model.decoder.initialize_weights(model.vit.embeddings.patch_embeddings.num_patches)
-    return build.perturb(model, seed=3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build.perturb(transformers.ViTMAEForPreTraining(config).eval(), seed=3)
+        for table in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
+            nn.init.normal_(table)
+    return model
 
 
 def ours(recipe: str, *, depth: int = 3, backbone: str | None = None, **settings) -> Method:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
@@ -152,6 +152,8 @@ def test_learning_rate_without_warmup_starts_at_the_peak():
         {"base_lr": math.inf},
         {"clip_grad": 0.0},
         {"clip_grad": -1.0},
+        {"ema": 1.0},
+        {"ema": -0.5},
         {"weight_decay": -0.05},
         {"min_lr": 1.0},
         {"min_lr": -1e-6},
@@ -281,6 +283,52 @@ def test_gradients_of_parts_accumulate_to_those_of_the_batch(tmp_path, parts):
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
+def test_averages_of_the_weights_are_what_the_run_hands_out(run):
+    """By the formula, over finite steps; evaluators see them, training goes on with its own weights."""
+    model, seen, own = Regression(dropout=0), {}, []
+    watched = [(1, lambda step: seen.update({step: weights(model)}))]
+    sinks = [lambda row: own.append(weights(model)) if row["kind"] == "train" else None]
+    values = replace(VALUES, ema=0.8)
+    fit(model, Batches(poisoned=(3,)), values, run, evaluators=watched, sinks=sinks, log_every=1)
+    averages = seen[0]
+    for step, trained in enumerate(own, start=1):
+        if step != 3:
+            averages = [0.8 * average + 0.2 * now for average, now in zip(averages, trained, strict=True)]
+        for average, shown in zip(averages, seen[step], strict=True):
+            torch.testing.assert_close(shown, average, rtol=1e-5, atol=1e-7)
+    saved = run.latest()
+    for (name, parameter), shown in zip(model.named_parameters(), seen[STEPS * EPOCHS], strict=True):
+        assert torch.equal(saved.weights[name], shown)
+        assert torch.equal(saved.training[f"trained/{name}"], parameter)
+        assert not torch.equal(parameter, shown)
+    plain = Regression(dropout=0)
+    fit(plain, Batches(poisoned=(3,)), VALUES, Run.create(run.folder / "plain", {}))
+    assert same(weights(plain), weights(model))
+
+
+def test_a_step_does_not_ask_the_device(run, monkeypatch):
+    """Nothing reads a tensor's value between rows of the log."""
+    asked, steps = [], []
+    for name in ("__bool__", "__float__", "item", "tolist"):
+        original = getattr(Tensor, name)
+
+        def ask(self: Tensor, *args: object, name: str = name, original: Callable = original) -> object:
+            asked.append((len(steps), name))
+            return original(self, *args)
+
+        monkeypatch.setattr(Tensor, name, ask)
+    batches = Batches(poisoned=(2,))
+
+    class Counted(Regression):
+        def forward(self, x: Tensor, y: Tensor) -> SimpleNamespace:
+            steps.append(None)
+            return super().forward(x, y)
+
+    fit(Counted(), batches, replace(VALUES, clip_grad=1.0, ema=0.9), run, log_every=6)
+    assert len(steps) == STEPS * EPOCHS
+    assert {step for step, _ in asked} <= {6, 12}
+
+
 @pytest.mark.parametrize("clip", [1e-3, 1e3])
 def test_gradients_are_clipped_by_their_common_norm(run, clip):
     """After the first step AdamW's first moment is (1 − β₁) times the gradient it was given."""
@@ -382,17 +430,19 @@ class Interrupted(Exception):
     pass
 
 
-def finished(tmp_path, name: str, **options) -> tuple[list[Tensor], bytes]:
+def finished(tmp_path, name: str, values: Train = VALUES, **options) -> tuple[list[Tensor], bytes]:
     """Weights and log of a run that nothing interrupts."""
     torch.manual_seed(7)
     model, run = Regression(), Run.create(tmp_path / name, {})
-    assert fit(model, Batches(parts=2, poisoned=(5,)), VALUES, run, log_every=3, **options)
+    assert fit(model, Batches(parts=2, poisoned=(5,)), values, run, log_every=3, **options)
     return weights(model), (run.folder / "log.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("ema", [None, 0.7])
 @pytest.mark.parametrize("at", [1, 3, 5, 7, 11, 12])
-def test_interrupted_and_resumed_ends_the_same(tmp_path, at):
-    expected = finished(tmp_path, "undisturbed")
+def test_interrupted_and_resumed_ends_the_same(tmp_path, at, ema):
+    values = replace(VALUES, ema=ema)
+    expected = finished(tmp_path, "undisturbed", values)
     run = Run.create(tmp_path / "interrupted", {})
     batches = Batches(parts=2, poisoned=(5,))
 
@@ -402,14 +452,16 @@ def test_interrupted_and_resumed_ends_the_same(tmp_path, at):
 
     torch.manual_seed(7)
     with pytest.raises(Interrupted):
-        fit(Regression(), batches, VALUES, run, log_every=3, checkpoint_minutes=0, evaluators=[(1, interrupt)])
+        fit(Regression(), batches, values, run, log_every=3, checkpoint_minutes=0, evaluators=[(1, interrupt)])
     torch.manual_seed(8)
     model = Regression(seed=5 if at > 1 else 0)  # where a checkpoint was written, the weights come from it
     if at == 1:
         torch.manual_seed(7)
-    assert fit(model, batches, VALUES, Run(run.folder), log_every=3, checkpoint_minutes=0)
+    assert fit(model, batches, values, Run(run.folder), log_every=3, checkpoint_minutes=0)
     assert same(weights(model), expected[0])
     assert (run.folder / "log.jsonl").read_bytes() == expected[1]
+    handed_out, there = run.latest().weights, Run(tmp_path / "undisturbed").latest().weights
+    assert all(torch.equal(handed_out[name], there[name]) for name in there)
 
 
 def test_evaluators_leave_training_alone(tmp_path):

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mimkit.backbones.latent import Encoder, Latent, Level
-from mimkit.backbones.visible import init_like_mae, take
+from mimkit.backbones.visible import init_like_mae, positions_for, take
 from mimkit.grids import Grid, grid_for, patchify, sincos_positions, unpatchify
 from mimkit.masks import Mask
 
@@ -128,9 +128,7 @@ class ConvMAE(Encoder):
 
     def positions(self, grid: Grid) -> Tensor:
         """Position embeddings [1, N, D] of a grid."""
-        if grid == grid_for(self.image_size, CELL):
-            return self.pos_embed
-        return sincos_positions(grid, self.dim).to(self.pos_embed)[None]
+        return positions_for(grid, grid_for(self.image_size, CELL), self.pos_embed)
 
     def timm_weights(self) -> dict[str, Tensor]:
         raise ValueError(f"timm has no model for {self.name}: export it as safetensors")

@@ -1,0 +1,90 @@
+"""Transformer blocks that keep less for the backward pass.
+
+Of a block, only the residual stream and what matrix products gave are kept; norms, GELU and the cast of weights under
+autocast are computed again, which costs little. No matrix product is done twice, and results are the same bit for bit.
+
+Shapes: B batch, N tokens, Q tokens asked for, D width, d width of a head.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention, Mlp
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class LeanBlock(nn.Module):
+    """timm's block with its modules under their names, so that weights are called the same.
+
+    Args:
+        block: plain, see `is_plain`.
+    """
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        for name, child in block.named_children():
+            self.add_module(name, child)
+
+    def forward(self, x: Tensor, asked: Tensor | None = None) -> Tensor:
+        """Tokens [B, N, D] to [B, N, D], or to those [B, Q, D] at the positions asked for, int64 [B, Q]."""
+        attention, mlp = self.attn, self.mlp
+        if asked is None:
+            query, key, value = again(lambda x: attention.qkv(self.norm1(x)), x).chunk(3, dim=2)
+        else:
+            weights, biases = halves(attention.qkv)
+            key, value = again(lambda x: F.linear(self.norm1(x), weights[1], biases[1]), x).chunk(2, dim=2)
+            x = x.gather(1, asked[:, :, None].expand(-1, -1, x.shape[2]))
+            query = again(lambda x: F.linear(self.norm1(x), weights[0], biases[0]), x)
+        attended = attention.proj(attend(query, key, value, attention))
+        x = x + self.drop_path1(self.ls1(attended))
+        hidden = again(lambda x: mlp.fc1(self.norm2(x)), x)
+        return x + self.drop_path2(self.ls2(again(lambda hidden: mlp.fc2(mlp.act(hidden)), hidden)))
+
+
+def halves(layer: nn.Linear) -> tuple[tuple[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]:
+    """Weights and biases of the queries, and of keys and values together."""
+    width = layer.out_features // 3
+    bias = layer.bias
+    biases = (None, None) if bias is None else (bias[:width], bias[width:])
+    return (layer.weight[:width], layer.weight[width:]), biases
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, attention: Attention) -> Tensor:
+    """Queries [B, Q, heads·d], keys and values [B, N, heads·d] to [B, Q, heads·d]."""
+    query, key, value = (
+        part.unflatten(2, (attention.num_heads, attention.head_dim)).transpose(1, 2) for part in (query, key, value)
+    )
+    if attention.fused_attn:
+        found = F.scaled_dot_product_attention(query, key, value)
+    else:
+        found = (query * attention.scale @ key.transpose(-2, -1)).softmax(dim=-1) @ value
+    return found.transpose(1, 2).flatten(2)
+
+
+def again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The function's value; its backward computes what it needs from x again, up to the last matrix product."""
+    if not torch.is_grad_enabled():
+        return function(x)
+    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
+
+
+def spare_memory(model: nn.Module) -> None:
+    """Put lean blocks in place of all plain ones."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if is_plain(child):
+                setattr(module, name, LeanBlock(child))
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether it is timm's block with nothing unusual inside: no dropout, no gate, no norm of queries or keys."""
+    if type(module) is not Block or type(module.attn) is not Attention or type(module.mlp) is not Mlp:
+        return False
+    attention, mlp = module.attn, module.mlp
+    unused = (attention.q_norm, attention.k_norm, attention.norm, mlp.norm)
+    dropouts = (attention.attn_drop, attention.proj_drop, mlp.drop1, mlp.drop2)
+    plain = all(type(part) is nn.Identity for part in unused) and all(dropout.p == 0 for dropout in dropouts)
+    return plain and attention.gate is None
