@@ -189,6 +189,9 @@ class Levels(Readout):
         scales: side of each level's cells, over its tap's. None takes 1/4, 1/2, 1 and 2 for a plain transformer (with
             16-pixel patches 4, 8, 16 and 32 pixels), and 1 for stages, whose own cells grow.
 
+    A dense encoder's stages with cells below 8 pixels are averaged to 8, the finest that the paper decodes on a
+    hierarchical backbone: attention over the 3,136 tokens of a ConvNeXt's first stage would cost more than all else.
+
     Raises:
         ValueError: as many taps as scales are needed.
     """
@@ -207,12 +210,24 @@ class Levels(Readout):
         scales = scales or ((1,) * len(self.taps) if hierarchical else (0.25, 0.5, 1, 2))
         if len(self.taps) != len(scales):
             raise ValueError(f"{len(self.taps)} taps need as many scales, got {len(scales)}")
-        self.levels = tuple(encoder.levels[tap] for tap in self.taps)
+        stages = [encoder.levels[tap] for tap in self.taps]
+        self.averaged = tuple(max(1, 8 // s.cell) if hierarchical and encoder.complete else 1 for s in stages)
+        self.levels = tuple(Level(s.dim, s.cell * n) for s, n in zip(stages, self.averaged, strict=True))
         self.cells = scaled(self.levels, scales)
         self.norms = nn.ModuleList(nn.LayerNorm(level.dim, eps=1e-6) for level in self.levels[:-1])
 
     def forward(self, latents: list[Latent], norm: nn.Module) -> list[Latent]:
-        return [latent.map(own) for latent, own in zip(latents, [*self.norms, norm], strict=True)]
+        coarser = [averaged(latent, factor) for latent, factor in zip(latents, self.averaged, strict=True)]
+        return [latent.map(own) for latent, own in zip(coarser, [*self.norms, norm], strict=True)]
+
+
+def averaged(latent: Latent, factor: int) -> Latent:
+    """A latent with all its tokens on a grid `factor` times as coarse, each the mean of factor x factor tokens."""
+    if factor == 1:
+        return latent
+    h, w = latent.grid[0] // factor, latent.grid[1] // factor
+    tokens = latent.tokens.unflatten(1, (h, factor, w, factor)).mean(dim=(2, 4)).flatten(1, 2)
+    return Latent(tokens=tokens, grid=(h, w), ids=None, prefix=latent.prefix)
 
 
 def spread(encoder: Encoder, taps: Sequence[int] | Literal["all"] | None) -> tuple[int, ...]:
