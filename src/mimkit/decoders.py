@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mimkit.backbones import Latent
 from mimkit.backbones.visible import init_like_mae, positions_for, take
 from mimkit.grids import Grid, sincos_positions
+from mimkit.lean import LeanBlock
 from mimkit.masks import Mask
 
 
@@ -35,10 +36,13 @@ class TransformerDecoder(nn.Module):
 
     Attributes:
         positions: [1, N, E], fixed; imported ones need not be sine-cosine.
+        scored_only: while training, predict no cells but those that the loss counts (`mimkit.precision.tune` sets it).
 
     Raises:
         ValueError: the heads do not divide the width, or `rescaling` does not know such a pair of grids.
     """
+
+    scored_only = False
 
     def __init__(
         self,
@@ -71,7 +75,10 @@ class TransformerDecoder(nn.Module):
             self.head.weight *= head_scale
 
     def forward(self, latent: Latent, mask: Mask | None = None) -> Tensor:
-        """One latent to predictions for all cells of the output grid, hidden and visible: [B, h, w, values].
+        """One latent to predictions on the output grid, [B, h, w, values].
+
+        All cells are predicted, hidden and visible. With `scored_only`, given a mask while training, those that the
+        mask scores are, and all others are zero: the last block and the head compute no more than that.
 
         Raises:
             ValueError: tokens are missing from a latent that was to be complete.
@@ -79,13 +86,25 @@ class TransformerDecoder(nn.Module):
         x = self.fill(self.embed(latent.tokens), latent)
         positions = positions_for(latent.grid, self.grid, self.positions)
         x = torch.cat([self.embed(latent.prefix), x + positions], dim=1)  # the prefix has position zero
+        prefix = latent.prefix.shape[1]
+        fewer = self.scored_only and self.training and self.rescale is None
+        if fewer and mask is not None and mask.grid[0] <= latent.grid[0]:
+            return self.scored(x, prefix, mask, latent.grid)
         for block in self.blocks:
             x = block(x)
-        x = x[:, latent.prefix.shape[1] :]
-        x = self.norm(x).unflatten(1, latent.grid)
+        x = self.norm(x[:, prefix:]).unflatten(1, latent.grid)
         if self.rescale is not None:
             x = self.rescale(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.head(x)
+
+    def scored(self, x: Tensor, prefix: int, mask: Mask, grid: Grid) -> Tensor:
+        """Tokens [B, P + N, E] to predictions [B, h, w, values] of the cells that the mask scores, zero elsewhere."""
+        asked = mask.scored_ids(grid)
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x)
+        x = last(x, asked + prefix) if isinstance(last, LeanBlock) else take(last(x), asked + prefix)
+        return placed(self.head(self.norm(x)), asked, grid)
 
     def fill(self, tokens: Tensor, latent: Latent) -> Tensor:
         """Tokens [B, K, E] at their places in the grid, the mask token at all others: [B, N, E]."""
@@ -96,6 +115,13 @@ class TransformerDecoder(nn.Module):
         h, w = latent.grid
         everywhere = self.mask_token.to(tokens.dtype).expand(len(tokens), h * w, -1)
         return everywhere.scatter(1, latent.ids[:, :, None].expand_as(tokens), tokens)
+
+
+def placed(values: Tensor, ids: Tensor, grid: Grid) -> Tensor:
+    """Values [B, Q, V] at raster positions [B, Q] of a grid, zero elsewhere: [B, h, w, V]."""
+    h, w = grid
+    everywhere = values.new_zeros(len(values), h * w, values.shape[2])
+    return everywhere.scatter(1, ids[:, :, None].expand_as(values), values).unflatten(1, grid)
 
 
 def rescaling(width: int, grid: Grid, out_grid: Grid, eps: float = 1e-6) -> tuple[nn.Module | None, int]:
@@ -234,10 +260,7 @@ class CrossDecoder(nn.Module):
         for block in self.blocks:
             x = block(x, context)
         predictions = self.head(self.norm(x))
-        if asked is not None:
-            everywhere = predictions.new_zeros(len(predictions), positions.shape[1], predictions.shape[2])
-            predictions = everywhere.scatter(1, asked[:, :, None].expand_as(predictions), predictions)
-        return predictions.unflatten(1, latent.grid)
+        return predictions.unflatten(1, latent.grid) if asked is None else placed(predictions, asked, latent.grid)
 
 
 class CrossBlock(nn.Module):

@@ -7,6 +7,7 @@ Shapes: B batch, N tokens, Q tokens asked for, D width, d width of a head.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,13 @@ class LeanBlock(nn.Module):
         block: plain, see `is_plain`.
     """
 
+    norm1: nn.Module
+    norm2: nn.Module
+    ls1: nn.Module
+    ls2: nn.Module
+    drop_path1: nn.Module
+    drop_path2: nn.Module
+
     def __init__(self, block: Block) -> None:
         super().__init__()
         for name, child in block.named_children():
@@ -30,7 +38,8 @@ class LeanBlock(nn.Module):
 
     def forward(self, x: Tensor, asked: Tensor | None = None) -> Tensor:
         """Tokens [B, N, D] to [B, N, D], or to those [B, Q, D] at the positions asked for, int64 [B, Q]."""
-        attention, mlp = self.attn, self.mlp
+        attention: Any = self.attn
+        mlp: Any = self.mlp
         if asked is None:
             query, key, value = again(lambda x: attention.qkv(self.norm1(x)), x).chunk(3, dim=2)
         else:
@@ -79,7 +88,7 @@ def spare_memory(model: nn.Module) -> None:
                 setattr(module, name, LeanBlock(child))
 
 
-def is_plain(module: nn.Module) -> bool:
+def is_plain(module: Any) -> bool:
     """Whether it is timm's block with nothing unusual inside: no dropout, no gate, no norm of queries or keys."""
     if type(module) is not Block or type(module.attn) is not Attention or type(module.mlp) is not Mlp:
         return False

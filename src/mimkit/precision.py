@@ -6,6 +6,7 @@ import torch
 from timm.layers import Attention
 from torch import nn
 
+from mimkit.decoders import TransformerDecoder
 from mimkit.lean import spare_memory
 
 Precision = Literal["bf16", "fp32"]
@@ -25,9 +26,12 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def tune(model: nn.Module, device: torch.device, precision: Precision) -> None:
-    """Have the model computed as is best there, for training: attention by the faster way, blocks with less memory."""
+    """Have training computed as is best there: attention the faster way, blocks that keep less, no idle predictions."""
     tune_attention(model, device, precision)
     spare_memory(model)
+    for module in model.modules():
+        if isinstance(module, TransformerDecoder):
+            module.scored_only = True
 
 
 def tune_attention(model: nn.Module, device: torch.device, precision: Precision) -> None:

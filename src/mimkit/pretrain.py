@@ -27,7 +27,7 @@ from mimkit.machine import (
     tensorboard_sink,
 )
 from mimkit.method import Method
-from mimkit.precision import choose_precision, tune_attention
+from mimkit.precision import choose_precision, tune
 from mimkit.recipes import Recipe, build, parts_in_words
 from mimkit.runs import Run, refuse_nonempty
 from mimkit.settings import Machine, Settings
@@ -128,7 +128,7 @@ def plan(name: str, settings: Settings, *, device: torch.device, processes: int 
     )
     torch.manual_seed(settings.seed)
     method = build(recipe)
-    tune_attention(method, device, precision)
+    tune(method, device, precision)
     return Plan(name, recipe, settings, method, train, held_out, share // micro, probe_every, notes)
 
 
@@ -252,7 +252,7 @@ def execute(request: Plan, run: Run, machine: Machine, device: torch.device, wor
                 blocks=blocks,
             )
     except OSError as error:  # a full disk, a folder gone: the request was fine, the work failed
-        what = f"{error.strerror}: {error.filename}" if error.strerror else str(error)
+        what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
         raise TrainingStopped(f"{what}; what was saved is kept, go on with: mimkit resume {run.folder}") from error
     finally:
         if world.leads:

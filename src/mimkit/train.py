@@ -166,7 +166,9 @@ def fit(
         return world.mean(loss)
 
     def backward(batch: Any) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=values.precision == "bf16"):
+        # Casts of weights are not cached: a step uses each weight once.
+        bf16 = values.precision == "bf16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
             part: Tensor = loss_of(**batch.inputs(device)) / batches.parts
         part.backward()
         return part.detach()
@@ -282,7 +284,7 @@ def explained(step: Callable[[], int], run: Run, micro_batch: int) -> Iterator[N
     """
     try:
         yield
-    except (ValueError, RuntimeError, MemoryError) as error:
+    except (ValueError, RuntimeError, MemoryError, ConnectionError, EOFError) as error:
         if type(error).__module__.startswith("mimkit."):
             raise
         lines = str(error).strip().splitlines() or [""]
@@ -291,7 +293,7 @@ def explained(step: Callable[[], int], run: Run, micro_batch: int) -> Iterator[N
             smaller = f" --micro-batch {micro_batch // 2}" if micro_batch > 1 else ""
             what = f"out of memory in step {step()}, with --micro-batch {micro_batch}"
             raise TrainingStopped(f"{what}; {on}{smaller}") from error
-        if "DataLoader worker" in str(error):
+        if "DataLoader worker" in str(error) or isinstance(error, ConnectionError | EOFError):
             raise TrainingStopped(f"a process that reads images was lost in step {step()}: {lines[0]}; {on}") from error
         if isinstance(error, dist.DistError) or any(words in str(error) for words in NO_PEER):
             raise TrainingStopped(f"another process of this run was lost in step {step()}; {on}") from error

@@ -17,7 +17,7 @@ MOST_LINES = 350
 
 # Lower layers first; a module imports its own layer and those below. What stands beside them is in BESIDE.
 LAYERS = [
-    {"grids", "randomness", "losses", "flags", "files"},
+    {"grids", "randomness", "losses", "lean", "flags", "files"},
     {"views"},
     {"masks", "targets"},
     {"backbones"},
@@ -35,7 +35,7 @@ BESIDE = {
     "distributed": set(),
     "checkpoint": {"files", "distributed"},
     "state": {"checkpoint", "distributed", "schedule"},
-    "runs": {"checkpoint", "files"},
+    "runs": {"checkpoint", "distributed", "files"},
     "progress": set(),
     "schedule": set(),
     "train": {"state", "checkpoint", "distributed", "runs", "progress", "schedule"},

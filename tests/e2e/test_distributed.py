@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from test_resume import as_flags, fingerprint
 from torch import Tensor
 
 from mimkit.checkpoint import Checkpoint, load_newest
-from mimkit.pretrain import pretrain, resume
+from mimkit.pretrain import plan, pretrain, resume
 from mimkit.runs import Run
 from mimkit.settings import Machine, Settings
 
@@ -110,6 +111,18 @@ def three(tmp_path_factory, photos) -> Path:
     assert "2 at once in each of 3 processes, ddp" in said
     assert said.count("training and 4 held-out images") == 1  # one of them speaks
     return folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("processes", "wrong", "said"),
+    [
+        (5, {}, "5 processes cannot share --batch-size 12"),
+        (2, {"micro_batch": 4}, "--micro-batch 4 does not divide the 6 images of each of 2 processes"),
+    ],
+)
+def test_batches_that_cannot_be_shared_are_refused(photos, processes, wrong, said):
+    with pytest.raises(ValueError, match=said):
+        plan("mae", replace(settings(photos), **wrong), device=torch.device("cpu"), processes=processes)
 
 
 def test_three_processes_train_as_one(alone, three):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mimkit.checkpoint import load
 from mimkit.readouts import Fused
 from mimkit.runs import Run
-from mimkit.train import Train, TrainingStopped, fit, parameter_groups
+from mimkit.train import State, Train, TrainingStopped, fit, parameter_groups, refuse_without_gradient
 
 STEPS, EPOCHS, BATCH = 4, 3, 8  # steps of an epoch, epochs, samples of a batch
 VALUES = Train(epochs=EPOCHS, batch_size=BATCH, base_lr=0.3, warmup_epochs=1, precision="fp32")
@@ -423,6 +423,19 @@ def test_too_many_skipped_images_stop_the_run(run):
     assert run.latest().state["skipped"] == ["a.jpg", "b.jpg"]
 
 
+def test_what_gets_no_gradient_is_named():
+    model = Regression()
+    model.idle = nn.Linear(2, 2)
+    state = State(model, VALUES)
+    batch = next(Batches().starting_at(0))
+    model(batch.x, batch.y).loss.backward()
+    assert state.without_gradient() == ["idle.weight", "idle.bias"]
+    with pytest.raises(TrainingStopped, match=r"2 trained parameters got no gradient, idle\.weight first.*freeze"):
+        refuse_without_gradient(state)
+    model.idle.requires_grad_(False)
+    refuse_without_gradient(State(model, VALUES))
+
+
 # --- interruptions
 
 
@@ -530,6 +543,26 @@ def test_checkpoints_hold_what_they_say(run):
     names = [f"optimizer/{slot}/{name}" for name in saved.weights for slot in ("step", "exp_avg", "exp_avg_sq")]
     assert saved.training.keys() == {*names, "generator/cpu"}
     assert all(float(saved.training[name]) == STEPS * EPOCHS for name in names if "/step/" in name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_an_update_does_not_wait_for_the_gpu():
+    model = Regression().cuda()
+    batch = next(Batches().starting_at(0)).inputs(torch.device("cuda"))
+    state = State(model, replace(VALUES, clip_grad=1.0, ema=0.9))
+    before = weights(model)
+    for step in range(3):
+        loss = model(**batch).loss
+        loss.backward()
+        bad = loss.detach() * (math.nan if step == 1 else 1.0)
+        torch.cuda.set_sync_debug_mode("default" if step == 0 else "error")  # the first step makes the moments
+        try:
+            state.update(bad, lr=0.1)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert same(weights(model), before) == (step == 1)
+        before = weights(model)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,43 @@
+import pytest
+import torch
+from timm.layers import Attention
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from mimkit.lean import LeanBlock
+from mimkit.precision import autocast, choose_precision, tune
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"), [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({}, "fp32")]
+)
+def test_cpus_that_multiply_bf16_use_it(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert choose_precision(CPU) == expected
+    assert choose_precision(torch.device("cuda")) == "bf16"
+
+
+def test_autocast_computes_in_the_precision_and_caches_nothing():
+    layer, x = nn.Linear(4, 4), torch.randn(2, 4)
+    for precision, number in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        with autocast(CPU, precision):
+            assert layer(x).dtype == number
+            assert not torch.is_autocast_cache_enabled()
+
+
+@pytest.mark.parametrize(("device", "precision", "fused"), [("cpu", "bf16", False), ("cpu", "fp32", True)])
+def test_models_are_tuned_to_device_and_precision(device, precision, fused):
+    model = nn.Sequential(Block(32, 4), nn.Sequential(Block(32, 4)))
+    tune(model, torch.device(device), precision)
+    assert all(isinstance(block, LeanBlock) for block in (model[0], model[1][0]))
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    assert len(attentions) == 2
+    assert all(attention.fused_attn is fused for attention in attentions)
+
+
+def test_graphics_cards_use_the_fused_kernel():
+    model = nn.Sequential(Block(32, 4))
+    tune(model, torch.device("cuda"), "bf16")  # nothing is computed there
+    assert model[0].attn.fused_attn is True
