@@ -18,9 +18,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mimkit.compose import compose
+from mimkit.lean import autocast
 from mimkit.machine import git_commit
 from mimkit.peers import PEERS, peer, refuse_unequal
-from mimkit.precision import Precision, autocast, tune
+from mimkit.precision import Precision, tune
 from mimkit.recipes import build
 from mimkit.settings import Settings
 

@@ -20,11 +20,6 @@ def choose_precision(device: torch.device) -> Precision:
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """What a step's forward pass runs in. Casts of weights are not cached: a step uses each weight once."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
-
-
 def tune(model: nn.Module, device: torch.device, precision: Precision) -> None:
     """Have training computed as is best there: attention the faster way, blocks that keep less, no idle predictions."""
     tune_attention(model, device, precision)

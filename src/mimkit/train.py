@@ -21,6 +21,7 @@ from torch import distributed as dist
 
 from mimkit.checkpoint import Checkpoint
 from mimkit.distributed import ALONE, World, accumulating, parallelized, repeated
+from mimkit.lean import autocast
 from mimkit.progress import Progress
 from mimkit.runs import Run
 from mimkit.schedule import Train
@@ -166,9 +167,7 @@ def fit(
         return world.mean(loss)
 
     def backward(batch: Any) -> Tensor:
-        # Casts of weights are not cached: a step uses each weight once.
-        bf16 = values.precision == "bf16"
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+        with autocast(device, values.precision):
             part: Tensor = loss_of(**batch.inputs(device)) / batches.parts
         part.backward()
         return part.detach()

@@ -38,7 +38,7 @@ BESIDE = {
     "runs": {"checkpoint", "distributed", "files"},
     "progress": set(),
     "schedule": set(),
-    "train": {"state", "checkpoint", "distributed", "runs", "progress", "schedule"},
+    "train": {"lean", "state", "checkpoint", "distributed", "runs", "progress", "schedule"},
     "report": {"files", "flags"},
 }
 WITHOUT_TORCH_AT_ONCE = {"__init__", "__main__", "cli", "commands", "settings", "files", "flags", "demo", "report"}

@@ -108,7 +108,7 @@ def test_a_fault_is_told_in_a_line_and_the_run_goes_on(fault, photos, undisturbe
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         cause(patch)
-        assert main(command(photos, out, workers=2 if "reading" in fault else 0)) == 1
+        assert main(command(photos, out, workers=int("reading" in fault))) == 1
     saved = load_newest(out / "checkpoints")
     assert saved is not None
     step = saved.state["step"] + 1

@@ -5,7 +5,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from mimkit.lean import LeanBlock
-from mimkit.precision import autocast, choose_precision, tune
+from mimkit.precision import choose_precision, tune
 
 CPU = torch.device("cpu")
 
@@ -17,14 +17,6 @@ def test_cpus_that_multiply_bf16_use_it(monkeypatch, capabilities, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert choose_precision(CPU) == expected
     assert choose_precision(torch.device("cuda")) == "bf16"
-
-
-def test_autocast_computes_in_the_precision_and_caches_nothing():
-    layer, x = nn.Linear(4, 4), torch.randn(2, 4)
-    for precision, number in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        with autocast(CPU, precision):
-            assert layer(x).dtype == number
-            assert not torch.is_autocast_cache_enabled()
 
 
 @pytest.mark.parametrize(("device", "precision", "fused"), [("cpu", "bf16", False), ("cpu", "fp32", True)])
