@@ -26,8 +26,8 @@ EPOCHS = 12
 def settings(photos: Path) -> Settings:
     """A few seconds of training that use every part with randomness: crops, masks, dropped paths' generator, probes."""
     return Settings(
-        data=photos, image_size=(32,), mask_ratio=0.75, batch_size=8, micro_batch=4, epochs=EPOCHS, log_every=3,
-        probe_every=4, decoder_width=32, decoder_heads=2, warmup_epochs=1.0,
+        data=photos, backbone="test_vit", image_size=(32,), mask_ratio=0.75, batch_size=8, micro_batch=4, epochs=EPOCHS,
+        log_every=3, probe_every=4, decoder_width=32, decoder_heads=2, warmup_epochs=1.0,
     )  # fmt: skip
 
 
