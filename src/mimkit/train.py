@@ -169,7 +169,8 @@ def fit(
     def backward(batch: Any) -> Tensor:
         with autocast(device, values.precision):
             part: Tensor = loss_of(**batch.inputs(device)) / batches.parts
-        part.backward()
+        with uninterrupted():
+            part.backward()
         return part.detach()
 
     def warm_up(batch: Any) -> None:
@@ -310,6 +311,27 @@ def beside_untrained(row: Row, run: Run) -> str:
         if isinstance(value, float)
     ]
     return f"{row['kind']}: {', '.join(numbers)}"
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Inside, a lost reading process is no error yet; torch raises it from a signal's handler, in the midst of anything.
+
+    A backward pass that is cut short leaves nodes behind, whose end crashes the interpreter's.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD) if main and hasattr(signal, "SIGCHLD") else None
+    if not callable(handler):
+        yield
+        return
+    lost: list[Any] = []
+    signal.signal(signal.SIGCHLD, lambda *signalled: lost.append(signalled))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+    if lost:
+        handler(*lost[0])
 
 
 @contextmanager

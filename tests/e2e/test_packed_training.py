@@ -56,11 +56,11 @@ def run_with_kills(data, out, kills, **changes):
     save = Run.save
     left = list(kills)
 
-    def dying(self, step, checkpoint):
+    def dying(self, step, checkpoint, *world, **options):
         if left and step >= left[0]:
             left.pop(0)
             raise Interrupted
-        save(self, step, checkpoint)
+        save(self, step, checkpoint, *world, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "save", dying)
@@ -113,7 +113,7 @@ def test_another_pack_does_not_resume_a_run(photos, tmp_path):
 
 def run_with_kills_once(data, out):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "save", lambda *_: (_ for _ in ()).throw(Interrupted))
+        patch.setattr(Run, "save", lambda *_, **__: (_ for _ in ()).throw(Interrupted))
         pretrain("small", settings(data), out, machine=HERE)
 
 
