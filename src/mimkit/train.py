@@ -6,8 +6,6 @@ computed from s, so a resumed run needs only weights, optimizer moments and torc
 
 import copy
 import itertools
-import signal
-import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -25,6 +23,7 @@ from mimkit.lean import autocast
 from mimkit.progress import Progress
 from mimkit.runs import Run
 from mimkit.schedule import Train
+from mimkit.signals import stop_signals, uninterrupted
 from mimkit.state import State, parameter_groups
 
 __all__ = ["State", "Train", "TrainingStopped", "fit", "parameter_groups"]
@@ -311,44 +310,3 @@ def beside_untrained(row: Row, run: Run) -> str:
         if isinstance(value, float)
     ]
     return f"{row['kind']}: {', '.join(numbers)}"
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Inside, a lost reading process is no error yet; torch raises it from a signal's handler, in the midst of anything.
-
-    A backward pass that is cut short leaves nodes behind, whose end crashes the interpreter's.
-    """
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGCHLD) if main and hasattr(signal, "SIGCHLD") else None
-    if not callable(handler):
-        yield
-        return
-    lost: list[Any] = []
-    signal.signal(signal.SIGCHLD, lambda *signalled: lost.append(signalled))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, handler)
-    if lost:
-        handler(*lost[0])
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """While inside, the first SIGTERM or SIGINT asks to stop after the step; a second one acts at once."""
-    asked = False
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(number, old[number])
-
-    main = threading.current_thread() is threading.main_thread()  # elsewhere Python forbids handlers
-    numbers = (signal.SIGTERM, signal.SIGINT) if main else ()
-    old: dict[int, Any] = {number: signal.signal(number, ask) for number in numbers}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -37,8 +37,9 @@ BESIDE = {
     "state": {"checkpoint", "distributed", "schedule"},
     "runs": {"checkpoint", "distributed", "files"},
     "progress": set(),
+    "signals": set(),
     "schedule": set(),
-    "train": {"lean", "state", "checkpoint", "distributed", "runs", "progress", "schedule"},
+    "train": {"lean", "state", "checkpoint", "distributed", "runs", "progress", "schedule", "signals"},
     "report": {"files", "flags"},
 }
 WITHOUT_TORCH_AT_ONCE = {"__init__", "__main__", "cli", "commands", "settings", "files", "flags", "demo", "report"}
