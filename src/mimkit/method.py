@@ -58,7 +58,13 @@ class Method(nn.Module):
         self.distance = distance
         self.normalization = normalization
 
-    def forward(self, images: Tensor, mask: Mask | None = None, keys: Tensor | None = None) -> Output:
+    def forward(
+        self,
+        images: Tensor,
+        mask: Mask | None = None,
+        keys: Tensor | None = None,
+        batch_key: Tensor | None = None,
+    ) -> Output:
         """One step.
 
         Args:
@@ -66,6 +72,8 @@ class Method(nn.Module):
             mask: what to hide; left out, the method draws its own. One with copies has so many rows per image.
             keys: int64 [B], the draws to take: the same keys give the same masks. Left out, they come from torch's
                 global generator.
+            batch_key: int64 [1], the draw of what a whole batch shares, for images that are a part of one. Left out, it
+                is the first of the keys.
 
         Raises:
             ValueError: the mask is for another number of images, its grid does not nest with the encoder's, or bytes
@@ -76,7 +84,7 @@ class Method(nn.Module):
         if mask is None:
             if keys is None:
                 keys = torch.randint(2**62, (len(images),), device=images.device)
-            mask = self.mask.sample(keys, (images.shape[-2], images.shape[-1]), self.encoder.cell)
+            mask = self.mask.sample(keys, (images.shape[-2], images.shape[-1]), self.encoder.cell, batch_key)
         if len(mask.hidden) != len(images) * mask.copies:
             raise ValueError(f"a mask for {len(mask.hidden) // mask.copies} images was given with {len(images)} images")
         images = images if mask.copies == 1 else images.repeat_interleave(mask.copies, dim=0)

@@ -177,7 +177,7 @@ def resume(run: Run, *, machine: Machine = HERE, recipe: str | None = None, micr
         machine: device, reading processes and the like.
         recipe: FILE.py:NAME, for a run made with a recipe from a file of your own.
         micro_batch: images computed at once from now on; other numbers than before change results by rounding, and
-            those of masks shared by a batch.
+            batch normalisation's statistics.
 
     Raises:
         ValueError: the images are not those the run began with.

@@ -67,7 +67,7 @@ def first(count: int, of: Iterator[Batch]) -> list[Batch]:
 def assert_alike(some: list[Batch], others: list[Batch]) -> None:
     assert len(some) == len(others) > 0
     for a, b in zip(some, others, strict=True):
-        for name in ("images", "keys", "indices"):
+        for name in ("images", "keys", "batch_key", "indices"):
             assert torch.equal(getattr(a, name), getattr(b, name)), name
         assert a.skipped == b.skipped
 
@@ -99,7 +99,7 @@ def test_batches_are_what_they_say(images: ImageList) -> None:
             view = RandomResizedCrop()(read_image(images.path(int(index))), (12, 16), rng)
             np.testing.assert_array_equal(pixels.permute(1, 2, 0), view)
         inputs = batch.inputs("cpu")
-        assert set(inputs) == {"images", "keys"}
+        assert set(inputs) == {"images", "keys", "batch_key"}
         assert torch.equal(inputs["images"], batch.images)
 
 
@@ -113,6 +113,7 @@ def test_parts_together_are_the_batch(images: ImageList, spoiled: ImageList, wor
             assert [len(piece) for piece in pieces] == [2, 2, 2]
             for name in ("images", "keys", "indices"):
                 assert torch.equal(torch.cat([getattr(piece, name) for piece in pieces]), getattr(batch, name))
+            assert all(torch.equal(piece.batch_key, batch.batch_key) for piece in pieces)
             assert set(batch.skipped) == {skip for piece in pieces for skip in piece.skipped}
     for parts_of in (0, 4):
         with pytest.raises(ValueError, match=f"a batch of 6 does not divide into {parts_of} parts"):
@@ -141,6 +142,7 @@ def test_all_processes_together_have_the_batch(
             assert {len(piece) for piece in pieces} == {12 // (parts * world)}
             for name in ("images", "keys", "indices"):
                 assert torch.equal(torch.cat([getattr(piece, name) for piece in pieces]), getattr(batch, name))
+            assert all(torch.equal(piece.batch_key, batch.batch_key) for piece in pieces)
             assert set(batch.skipped) == {skip for piece in pieces for skip in piece.skipped}
 
 
@@ -218,6 +220,13 @@ def test_repeats_resume_exactly(images: ImageList, spoiled: ImageList, kind: str
     for workers, step in ((0, 3), (2, 0), (2, 5)):
         resumed = batches(which, workers, batch_size=6, repeats=2).starting_at(step)
         assert_alike(reference[step:], first(8 - step, resumed))
+
+
+def test_each_batch_has_a_key_of_its_own(images: ImageList) -> None:
+    of_steps = [batch.batch_key for batch in first(40, batches(images, batch_size=2).starting_at(0))]
+    assert {(key.dtype, key.shape) for key in of_steps} == {(torch.int64, (1,))}
+    of_views = [key for batch in first(40, batches(images, batch_size=2).starting_at(0)) for key in batch.keys.tolist()]
+    assert len({*of_views, *(int(key) for key in of_steps)}) == len(of_views) + 40
 
 
 def test_no_two_views_share_a_key(images: ImageList) -> None:

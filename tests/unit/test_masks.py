@@ -190,7 +190,12 @@ def test_same_key_same_mask_whatever_the_batch(sampler):
         assert len(whole.hidden.flatten(1).unique(dim=0)) == 1
         assert fields_of(sampler.sample(keys[:1], (224, 224), 16), 0, 1) == fields_of(whole, 0, 1)
         assert not torch.equal(sampler.sample(keys.flip(0), (224, 224), 16).hidden, whole.hidden)
+        parts = [sampler.sample(some, (224, 224), 16, batch_key=keys[5:6]) for some in (keys[:20], keys[20:])]
+        assert [len(part.hidden) for part in parts] == [20, 12]
+        assert len(torch.cat([part.hidden for part in parts]).flatten(1).unique(dim=0)) == 1
+        assert fields_of(parts[1], 0, 1) == fields_of(sampler.sample(keys[5:6], (224, 224), 16), 0, 1)
         return
+    assert fields_of(sampler.sample(keys, (224, 224), 16, batch_key=keys[5:6]), 0, 32) == fields_of(whole, 0, 32)
     for index in (0, 13, 31):
         alone = sampler.sample(keys[index : index + 1], (224, 224), 16)
         assert fields_of(alone, 0, 1) == fields_of(whole, index, index + 1)

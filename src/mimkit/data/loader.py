@@ -33,12 +33,14 @@ class Batch:
     Args:
         images: uint8 [B, C, H, W], contiguous.
         keys: int64 [B], one for each (seed, epoch, image, repeat), from which further draws such as masks are made.
+        batch_key: int64 [1], the same for all parts and shares of one training batch.
         indices: int64 [B], positions in the image list.
         skipped: (path, reason) of each bad image that was met on the way.
     """
 
     images: Tensor
     keys: Tensor
+    batch_key: Tensor
     indices: Tensor
     skipped: list[tuple[str, str]]
 
@@ -47,7 +49,11 @@ class Batch:
 
     def inputs(self, device: torch.device | str) -> dict[str, Tensor]:
         """What `Method` is called with, on a device."""
-        return {"images": self.images.to(device), "keys": self.keys.to(device)}
+        return {
+            "images": self.images.to(device),
+            "keys": self.keys.to(device),
+            "batch_key": self.batch_key.to(device),
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +166,8 @@ class TrainBatches:
                     )
                 indices[slot] = order[next(spares) % count]
                 keys[cuts] = self._keys(epoch, indices[slot : slot + 1])
-        return _batch(pixels, keys, indices.repeat(self.repeats), skipped)
+        batch_key = _keys(self.seed, epoch, np.array([-2 - place // self.parts]))  # of no image, and not the order's
+        return _batch(pixels, keys, batch_key, indices.repeat(self.repeats), skipped)
 
     def _keys(self, epoch: int, indices: np.ndarray) -> np.ndarray:
         """int64 [images] to int64 [images * repeats]; the first repeat of an image has the key it has without."""
@@ -239,12 +246,14 @@ def _read_in_order(views: _Views, batch_size: int, step: int) -> Batch:
             good.append(i)
         else:
             skipped[bad.path] = bad.reason
-    return _batch(pixels[: len(good)], keys[good], indices[good], skipped)
+    return _batch(pixels[: len(good)], keys[good], keys[:1], indices[good], skipped)
 
 
-def _batch(pixels: np.ndarray, keys: np.ndarray, indices: np.ndarray, skipped: dict[str, str]) -> Batch:
-    skips = list(skipped.items())
-    return Batch(torch.from_numpy(pixels), torch.from_numpy(keys), torch.from_numpy(indices), skips)
+def _batch(
+    pixels: np.ndarray, keys: np.ndarray, batch_key: np.ndarray, indices: np.ndarray, skipped: dict[str, str]
+) -> Batch:
+    images, own, shared, positions = (torch.from_numpy(array) for array in (pixels, keys, batch_key, indices))
+    return Batch(images, own, shared, positions, list(skipped.items()))
 
 
 def _keys(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:

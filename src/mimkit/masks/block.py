@@ -54,7 +54,9 @@ class BlockMask:
     def hiding(self, ratio: float) -> "BlockMask":
         return replace(self, ratio=ratio)
 
-    def sample(self, keys: Tensor, image_size: tuple[int, int], encoder_cell: int) -> Mask:
+    def sample(
+        self, keys: Tensor, image_size: tuple[int, int], encoder_cell: int, batch_key: Tensor | None = None
+    ) -> Mask:
         h, w = grid_for(image_size, self.cell or encoder_cell)
         count = floor(h * w * self.ratio)
         if count == 0:

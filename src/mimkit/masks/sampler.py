@@ -13,8 +13,13 @@ from mimkit.randomness import scramble
 class MaskSampler(Protocol):
     """Draws one mask per key; the same keys give the same masks on every device."""
 
-    def sample(self, keys: Tensor, image_size: tuple[int, int], encoder_cell: int) -> Mask:
+    def sample(
+        self, keys: Tensor, image_size: tuple[int, int], encoder_cell: int, batch_key: Tensor | None = None
+    ) -> Mask:
         """One mask for each key, int64 [B]; cells of `encoder_cell` pixels unless the sampler has its own.
+
+        What all samples of a batch share is drawn from the batch's key, int64 [1], the same in all of its parts,
+        wherever they are computed. None takes the first of the keys.
 
         Raises:
             ValueError: the cell does not divide the image, or the grid does not suit the sampler.

@@ -23,7 +23,7 @@ class RandomMask:
     Args:
         ratio: hidden share, between 0 and 1.
         cell: side of a cell in pixels; None takes the encoder's.
-        shared: the first key's mask for the whole batch (GreenMIM), which then depends on how batches are formed.
+        shared: one mask for the whole batch (GreenMIM).
         scored: share of the hidden cells that the loss counts, rounded down (CrossMAE). To count a quarter of all
             cells at a ratio of 0.75, it is 1/3.
 
@@ -46,7 +46,9 @@ class RandomMask:
     def hiding(self, ratio: float) -> "RandomMask":
         return replace(self, ratio=ratio)
 
-    def sample(self, keys: Tensor, image_size: tuple[int, int], encoder_cell: int) -> Mask:
+    def sample(
+        self, keys: Tensor, image_size: tuple[int, int], encoder_cell: int, batch_key: Tensor | None = None
+    ) -> Mask:
         h, w = grid_for(image_size, self.cell or encoder_cell)
         visible = floor(h * w * (1 - self.ratio))
         if not 0 < visible < h * w:
@@ -55,8 +57,8 @@ class RandomMask:
         scored = floor(count * self.scored)
         if scored == 0:
             raise ValueError(f"scored share {self.scored} leaves none of {count} hidden cells to score")
-        ranks = random_orders(keys[:1] if self.shared else keys, h * w).unflatten(1, (h, w))
-        ranks = ranks.expand(len(keys), -1, -1)
+        drawn = (keys[:1] if batch_key is None else batch_key) if self.shared else keys
+        ranks = random_orders(drawn, h * w).unflatten(1, (h, w)).expand(len(keys), -1, -1)
         return Mask(
             ranks >= visible,
             count,
@@ -91,7 +93,9 @@ class ComplementaryMasks:
             f"cannot be {ratio}"
         )
 
-    def sample(self, keys: Tensor, image_size: tuple[int, int], encoder_cell: int) -> Mask:
+    def sample(
+        self, keys: Tensor, image_size: tuple[int, int], encoder_cell: int, batch_key: Tensor | None = None
+    ) -> Mask:
         h, w = grid_for(image_size, self.cell or encoder_cell)
         if h * w % self.copies:
             raise ValueError(f"{h * w} cells cannot be dealt to {self.copies} complementary masks")

@@ -39,7 +39,9 @@ class UniformMask:
             f"cannot be {ratio}"
         )
 
-    def sample(self, keys: Tensor, image_size: tuple[int, int], encoder_cell: int) -> Mask:
+    def sample(
+        self, keys: Tensor, image_size: tuple[int, int], encoder_cell: int, batch_key: Tensor | None = None
+    ) -> Mask:
         h, w = grid_for(image_size, self.cell or encoder_cell)
         if h % 2 or w % 2:
             raise ValueError(f"a uniform mask keeps one of 2 x 2 cells, which a grid of {h} x {w} cannot be cut into")
