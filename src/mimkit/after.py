@@ -13,7 +13,7 @@ from mimkit.data import BadImage, ImageList, find_all, split
 from mimkit.features import ImageEncoder, extract
 from mimkit.files import write_bytes
 from mimkit.flags import naming
-from mimkit.pretrain import choose_device, choose_workers
+from mimkit.machine import choose_device, choose_workers
 from mimkit.randomness import sample_keys
 from mimkit.settings import Machine, as_size
 from mimkit.sources import load_encoder, load_method
@@ -21,7 +21,7 @@ from mimkit.sources import load_encoder, load_method
 
 def probe_source(
     source: str,
-    data: Path,
+    data: Path | str,
     kind: str,
     held_out: float,
     image_size: Sequence[int] | None,
@@ -69,7 +69,7 @@ def probe_source(
 
 def embed_source(
     source: str,
-    data: Path,
+    data: Path | str,
     out: Path,
     image_size: Sequence[int] | None,
     device: str,

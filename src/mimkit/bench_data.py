@@ -11,7 +11,9 @@ import torch
 
 from mimkit.bench import Clock, alternate
 from mimkit.data import ImageList, find_images, write_pack
-from mimkit.data.fast import Decoder, choose_decoder, open_image
+from mimkit.data.fast import Decoder, choose_decoder
+from mimkit.data.loader import Views
+from mimkit.randomness import scramble
 from mimkit.views import RandomResizedCrop, Size
 
 
@@ -60,13 +62,14 @@ def bench_data(
 
 def _reading(images: ImageList, size: Size, decode: Decoder) -> Callable[[], None]:
     """What a loader does with each image."""
-    view, rng = RandomResizedCrop(), np.random.default_rng(0)
-    pixels = np.empty((3, *size), dtype=np.uint8)
+    views, keys = Views(images, RandomResizedCrop(), size, 3, decode), scramble(torch.arange(len(images))).numpy()
+    pixels = views.empty(1)
 
     def read() -> None:
         for index in range(len(images)):
-            picture = open_image(images.content(index), decode=decode)
-            pixels[:] = view(picture, size, rng).transpose(2, 0, 1)
+            bad = views.put(pixels, index, keys[index : index + 1])
+            if bad is not None:
+                raise bad
 
     return read
 

@@ -38,10 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
         # Torch is loaded by now if it can have raised; its own errors that are not ours keep their traceback.
         from torch import OutOfMemoryError
 
-        from mimkit.data import TooManyBadImages
+        from mimkit.data import CannotGoOn
         from mimkit.train import TrainingStopped
 
-        if isinstance(error, TrainingStopped | TooManyBadImages | OutOfMemoryError):
+        if isinstance(error, TrainingStopped | CannotGoOn | OutOfMemoryError):
             return complain(error, 1)
         raise
 

@@ -12,15 +12,24 @@ import torch
 
 from mimkit import pictures, probes
 from mimkit.data import ImageList, load_images
+from mimkit.data.order import SHARDS_AT_ONCE
 from mimkit.features import ImageEncoder, extract
 from mimkit.files import write_bytes, write_text
 from mimkit.method import Method
-from mimkit.randomness import sample_keys
+from mimkit.randomness import sample_keys, scramble
 
 
 def subset(images: ImageList, count: int) -> ImageList:
-    """At most `count` images, the same ones each time, in random order."""
-    return images.take(np.random.default_rng(0).permutation(len(images))[:count])
+    """At most `count` images, the same ones each time, in random order; of many shards, from as few as a pass reads at
+    a time, since each may have to be fetched."""
+    chosen = np.random.default_rng(0).permutation(len(images))
+    if images.shards is not None:
+        shards, counts = np.unique(images.shards, return_counts=True)
+        dealt = scramble(torch.from_numpy(shards)).argsort().numpy()
+        enough = int(np.searchsorted(counts[dealt].cumsum(), count)) + 1
+        few = shards[dealt[: max(SHARDS_AT_ONCE, enough)]]
+        chosen = chosen[np.isin(images.shards[chosen], few)]
+    return images.take(chosen[:count])
 
 
 class Probe:

@@ -1,10 +1,12 @@
 """Batches are functions of the seed and their number: any workers, any resume, bad images or none."""
 
 import gc
+import io
 import multiprocessing
 import os
 import signal
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -18,6 +20,7 @@ from PIL import Image
 
 from mimkit.data import Batch, ImageList, TrainBatches, find_images, load_images, read_image
 from mimkit.data.loader import TooManyBadImages
+from mimkit.data.names import Names
 from mimkit.randomness import sample_keys
 from mimkit.views import CenterCrop, RandomResizedCrop, Size
 
@@ -90,7 +93,7 @@ def test_batches_are_what_they_say(images: ImageList) -> None:
     for step, batch in enumerate(first(9, train.starting_at(0))):
         assert len(batch) == 5
         assert (batch.images.dtype, batch.images.shape) == (torch.uint8, (5, 3, 12, 16))
-        assert batch.images.is_contiguous()
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
         assert batch.keys.dtype == batch.indices.dtype == torch.int64
         assert torch.equal(batch.keys, sample_keys(7, step // 4, batch.indices))
         assert batch.skipped == []
@@ -274,6 +277,55 @@ def test_grey_batches_have_one_channel(images: ImageList, channels: int) -> None
     centre = next(load_images(images, (12, 16), channels, batch_size=5))
     expected = CenterCrop()(read_image(images.path(0), channels), (12, 16))
     np.testing.assert_array_equal(centre.images[0].permute(1, 2, 0), expected.reshape(12, 16, channels))
+
+
+# Many images
+
+
+class Endless:
+    """A store of as many pictures as wanted, all alike."""
+
+    path, labels, classes, parts = Path("endless"), None, None, None
+
+    def __init__(self, count: int, shards: int | None) -> None:
+        buffer = io.BytesIO()
+        Image.new("RGB", (16, 12)).save(buffer, "PNG")
+        self.picture = buffer.getvalue()
+        self.names = Names.of(f"{i}" for i in range(count))
+        self.shards = None if shards is None else np.arange(count) * shards // count
+
+    def read(self, position: int) -> bytes:
+        return self.picture
+
+    def identity(self, positions: np.ndarray) -> bytes:
+        return b""
+
+    def expect(self, now: list[int], soon: list[int]) -> None:
+        pass
+
+
+@pytest.mark.parametrize("shards", [None, 100])
+def test_a_batch_costs_the_same_of_any_number_of_images(shards: int | None) -> None:
+    """Nothing is kept or computed for images that are not in it, at the start of an epoch either."""
+    peaks = []
+    for count in (1_000, 100_000):
+        train = batches(ImageList.of(Endless(count, shards), np.arange(count)), batch_size=8)
+        if shards is not None:
+            train.part(0)  # looks through all images once for where shards begin
+        tracemalloc.start()
+        for number in (count // 8 - 1, count // 8, 5 * (count // 8)):
+            train.part(number)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 2_000
+
+
+def test_an_order_needs_only_where_shards_begin() -> None:
+    """Also of a list whose shards do not rise: each stretch of one shard counts as one."""
+    images = ImageList.of(Endless(1000, 40), np.random.default_rng(0).permutation(1000)[:600])
+    for some in (images, images.take(np.argsort(images.positions))):
+        order = torch.cat([batches(some, batch_size=30).part(number).indices for number in range(20)])
+        assert sorted(order.tolist()) == list(range(600))
 
 
 # Bad images
@@ -489,3 +541,67 @@ def test_values_out_of_range_are_named(images: ImageList) -> None:
         load_images(images, (8, 8), batch_size=0)
     with pytest.raises(ValueError, match="workers must be 0 or more, got -2"):
         load_images(images, (8, 8), workers=-2)
+
+
+# Tuning
+
+
+@pytest.mark.parametrize("prefetch", [1, 5])
+def test_reading_ahead_changes_nothing(spoiled: ImageList, prefetch: int) -> None:
+    reference = first(9, batches(spoiled, batch_size=6, parts=3).starting_at(1))
+    for workers in (0, 2):
+        train = batches(spoiled, workers, batch_size=6, parts=3, prefetch=prefetch)
+        assert_alike(reference, first(9, train.starting_at(1)))
+
+
+def test_batches_are_pinned_as_wholes(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as it can be seen without a GPU: what torch pins, and that copies of nothing else are not waited for."""
+    batch = batches(images).part(0)
+    pinned: list[int] = []
+    copied: list[tuple[bool, bool]] = []
+    to = torch.Tensor.to
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        copy = tensor.clone()
+        pinned.append(id(copy))
+        return copy
+
+    def send(tensor: torch.Tensor, device: str, non_blocking: bool) -> torch.Tensor:
+        copied.append((id(tensor) in pinned, non_blocking))
+        return to(tensor, device)
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: id(tensor) in pinned)
+    same = batch.pin_memory()
+    assert_alike([batch], [same])
+    monkeypatch.setattr(torch.Tensor, "to", send)
+    assert {value.device.type for value in batch.inputs("meta").values()} == {"meta"}
+    assert {value.device.type for value in same.inputs("meta").values()} == {"meta"}
+    assert copied == [(False, False)] * 3 + [(True, True)] * 3
+
+
+def test_workers_are_asked_for_pinned_batches(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[bool, int]] = []
+
+    class Asked(torch.utils.data.DataLoader):
+        def __init__(self, *given: object, pin_memory: bool, prefetch_factor: int, **options: object) -> None:
+            asked.append((pin_memory, prefetch_factor))
+            super().__init__(*given, prefetch_factor=prefetch_factor, **options)
+
+    monkeypatch.setattr("mimkit.data.workers.DataLoader", Asked)
+    first(1, batches(images, 1, pinned=True, prefetch=3).starting_at(0))
+    first(1, batches(images, 1).starting_at(0))
+    assert asked == [(True, 3), (False, 2)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_pinned_batches_are_the_same_on_a_gpu(images: ImageList) -> None:
+    reference = first(8, batches(images).starting_at(0))
+    pinned = first(8, batches(images, 2, pinned=True).starting_at(0))
+    assert all(batch.images.is_pinned() and batch.keys.is_pinned() for batch in pinned)
+    assert_alike(reference, pinned)
+    sent = [batch.inputs("cuda") for batch in pinned]  # all on the way before any is looked at
+    for batch, inputs in zip(reference, sent, strict=True):
+        assert torch.equal(inputs["images"].cpu(), batch.images)
+        assert torch.equal(inputs["keys"].cpu(), batch.keys)

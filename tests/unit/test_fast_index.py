@@ -1,11 +1,14 @@
 """The index of many images: in order, quick, small."""
 
+import os
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from mimkit.data import find_images, split
+from mimkit.data.decode import image_suffixes
 
 
 def test_paths_are_sorted_as_whole_strings(tmp_path: Path) -> None:
@@ -34,3 +37,41 @@ def test_an_index_costs_no_more_per_image_as_it_grows(tmp_path: Path, labelled: 
     assert costs[1][0] < 100
     assert costs[1][1] < 230
     assert costs[1][1] < 1.1 * costs[0][1]
+
+
+def test_a_folder_costs_no_more_per_image_as_it_grows(tmp_path: Path) -> None:
+    costs = []
+    for count in (400, 4_000):
+        for folder in (tmp_path / str(count) / f"n{i:08d}" for i in range(count // 200)):
+            folder.mkdir(parents=True)
+            for i in range(200):
+                os.close(os.open(folder / f"{folder.name}_{i}.JPEG", os.O_CREAT))
+        image_suffixes()  # what Pillow loads on first use is no part of it
+        tracemalloc.start()
+        images = split(tmp_path / str(count))
+        kept, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert sum(map(len, images)) == count
+        costs.append((kept / count, most / count))
+    assert costs[1][0] < 100
+    assert costs[1][1] < 230
+    assert costs[1][1] < 1.1 * costs[0][1]
+
+
+def test_a_folder_of_images_is_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once more for tar or parquet files: in a million files that takes seconds."""
+    for i in range(30):
+        (tmp_path / f"{i:02d}").mkdir()
+        (tmp_path / f"{i:02d}" / "1.jpg").touch()
+    looked_at: Counter[str] = Counter()
+    scandir = os.scandir
+
+    def count(path: str) -> object:
+        looked_at[Path(path).name] += 1
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", count)
+    assert sum(map(len, split(tmp_path))) == 30
+    del looked_at[tmp_path.name], looked_at["00"]  # up to the first image twice
+    assert set(looked_at.values()) == {1}
+    assert len(looked_at) == 29

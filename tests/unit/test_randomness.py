@@ -1,10 +1,12 @@
 import itertools
+import tracemalloc
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2
 
-from mimkit.randomness import random_orders, sample_keys, scramble
+from mimkit.randomness import random_orders, sample_keys, scramble, shuffled
 
 BITS = 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -163,3 +165,120 @@ def test_orders_are_the_same_on_a_gpu():
     here = random_orders(sample_keys(1, 2, images), 196)
     there = random_orders(sample_keys(1, 2, images.cuda()), 196)
     assert torch.equal(here, there.cpu())
+
+
+# Permutations that are evaluated at a few places
+
+ALL = [*range(1, 70), 97, 127, 128, 129, 255, 256, 257, 961, 1021, 1023, 1024, 1025, 4096, 4097, 65_535, 65_537, 99_991]
+
+
+def keys_of(count: int) -> np.ndarray:
+    return sample_keys(0, 0, torch.arange(count)).numpy()
+
+
+def whole(key: int, count: int) -> np.ndarray:
+    return shuffled(np.array([key]), np.arange(count), np.array([count]))
+
+
+@pytest.mark.parametrize("key", [0, 1, -1, 2**63 - 1, -(2**63), 123456789])
+def test_shuffled_places_are_permutations(key: int) -> None:
+    for count in ALL if key == 1 else ALL[::9]:
+        values = whole(key, count)
+        assert values.dtype == np.int64
+        np.testing.assert_array_equal(np.sort(values), np.arange(count))
+
+
+def test_shuffled_places_do_not_depend_on_what_else_is_asked_for() -> None:
+    """Not on the other places, nor on their keys and counts."""
+    expected = [whole(key, count) for key, count in ((5, 1000), (6, 1000), (5, 37))]
+    some = np.array([999, 0, 500, 0])
+    np.testing.assert_array_equal(shuffled(np.array([5]), some, np.array([1000])), expected[0][some])
+    keys, counts, places = np.array([5, 6, 5, 6]), np.array([1000, 1000, 37, 1000]), np.array([999, 3, 36, 0])
+    mixed = [expected[0][999], expected[1][3], expected[2][36], expected[1][0]]
+    np.testing.assert_array_equal(shuffled(keys, places, counts), mixed)
+    np.testing.assert_array_equal(places, [999, 3, 36, 0])
+    assert len(shuffled(np.array([5]), np.array([], dtype=np.int64), np.array([10]))) == 0
+
+
+def test_shuffled_places_stay_what_they_are() -> None:
+    """A resumed run of an earlier version must take the same images: the same by Python's unbounded integers."""
+    for key, count in ((0, 1), (0, 2), (1, 10), (-3, 64), (2**62, 1000), (7, 1_300_000)):
+        side = next(n for n in itertools.count(1) if n * n >= count)
+        for place in {0, 1, count // 2, count - 1} & set(range(count)):
+            value = place
+            while True:
+                left, right, state = value // side, value % side, key & BITS
+                for _ in range(16):
+                    state = split_mix(state)
+                    drawn = signed(split_mix((state + right) & BITS)) >> 1
+                    left, right = right, (left + drawn) % side
+                value = left * side + right
+                if value < count:
+                    break
+            assert shuffled(np.array([key]), np.array([place]), np.array([count])) == [value]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_all_permutations_are_equally_likely(count: int) -> None:
+    draws = 24_000
+    values = shuffled(np.repeat(keys_of(draws), count), np.tile(np.arange(count), draws), np.array([count]))
+    numbers = values.reshape(draws, count) @ 10 ** np.arange(count)
+    seen, counts = np.unique(numbers, return_counts=True)
+    expected = draws / len(list(itertools.permutations(range(count))))
+    assert len(seen) * expected == draws
+    assert not unlikely(((counts - expected) ** 2).sum() / expected, len(seen) - 1)
+
+
+@pytest.mark.parametrize("count", [5, 16, 37, 49, 64])
+def test_every_image_is_equally_likely_at_every_place(count: int) -> None:
+    """Chi-square of image against place over passes; rows and columns both sum to the passes."""
+    passes = 3_000
+    keys = np.array([sample_keys(3, epoch, torch.tensor([-1])).item() for epoch in range(passes)])
+    places = np.tile(np.arange(count), passes)
+    values = shuffled(np.repeat(keys, count), places, np.array([count]))
+    counts = np.bincount(places * count + values, minlength=count**2)
+    expected = passes / count
+    statistic = ((counts - expected) ** 2).sum() / expected * (count - 1) / count
+    assert not unlikely(statistic, (count - 1) ** 2)
+
+
+@pytest.mark.parametrize("count", [16, 36, 37])
+@pytest.mark.parametrize("apart", [1, 6])
+def test_images_at_two_places_are_independent(count: int, apart: int) -> None:
+    """Chi-square over all ordered pairs of images, neighbours and a row of the square apart."""
+    draws = 100 * count**2
+    pairs = np.tile([3, 3 + apart], draws)
+    values = shuffled(np.repeat(keys_of(draws), 2), pairs, np.array([count])).reshape(draws, 2)
+    counts = np.bincount(values[:, 0] * count + values[:, 1], minlength=count**2).reshape(count, count)
+    assert not counts.diagonal().any()
+    expected = draws / (count * (count - 1))
+    others = counts[~np.eye(count, dtype=bool)]
+    assert not unlikely(((others - expected) ** 2).sum() / expected, len(others) - 1)
+
+
+@pytest.mark.parametrize("count", [10_000, 99_991, 2**17])
+def test_long_permutations_look_random(count: int) -> None:
+    """Neighbours, fixed points, rising steps, cycles and the next pass, each within four deviations."""
+    for key in keys_of(4):
+        values = whole(int(key), count)
+        centred = (values - (count - 1) / 2) / count * 12**0.5
+        for lag in (1, 2, round(count**0.5), count // 2):
+            assert abs((centred[lag:] * centred[:-lag]).mean()) < 4 / (count - lag) ** 0.5
+        assert (values == np.arange(count)).sum() < 8  # one is expected
+        rising = (np.diff(values) > 0).sum()
+        assert abs(rising - (count - 1) / 2) < 4 * ((count + 1) / 12) ** 0.5
+        steps = np.bincount(np.diff(values) % count * 64 // count, minlength=64)
+        assert not unlikely(((steps - count / 64) ** 2).sum() / (count / 64), 63)
+        other = whole(int(key) + 1, count)
+        assert abs(np.corrcoef(values, other)[0, 1]) < 4 / count**0.5
+        assert (values == other).sum() < 8
+
+
+def test_a_permutation_costs_what_is_asked_for() -> None:
+    peaks = []
+    for count in (1000, 10**12):
+        tracemalloc.start()
+        shuffled(np.array([1]), np.arange(256), np.array([count]))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] <= peaks[0] < 100_000

@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mimkit.data import BadImage, ImageList, TrainBatches, find_all, find_images, loader, read_image, split
+from mimkit.data import BadImage, ImageList, TrainBatches, find_all, find_images, read_image, split
+from mimkit.data.order import SHARDS_AT_ONCE
+from mimkit.evaluators import subset
 from mimkit.views import CenterCrop
 
 Member = tuple[str, bytes]
@@ -199,7 +201,7 @@ def batches(images: ImageList, **options) -> TrainBatches:
 
 
 def test_a_pass_reads_a_few_shards_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "SHARDS_AT_ONCE", 3)
+    monkeypatch.setattr("mimkit.data.order.SHARDS_AT_ONCE", 3)
     images = find_images(shards(tmp_path, (4, 6, 2, 5, 5, 2, 4, 4)))
     assert images.shards is not None
     train = batches(images)
@@ -233,3 +235,15 @@ def test_batches_are_functions_of_their_number(tmp_path: Path) -> None:
         running.close()
     values = reference[0].images[:, 0, 0, 0]
     np.testing.assert_array_equal(values, reference[0].indices)
+
+
+def test_looks_at_the_encoder_read_few_shards(tmp_path: Path) -> None:
+    images = find_images(shards(tmp_path, [4] * 40))
+    for part in (images, images.take(range(0, 160, 2))):
+        some = subset(part, 20)
+        assert len(some) == 20
+        assert some.shards is not None
+        assert len(set(some.shards.tolist())) <= SHARDS_AT_ONCE
+        assert len(subset(part, 1000)) == len(part)
+    again = subset(images, 20)
+    assert again.paths == subset(images, 20).paths

@@ -19,6 +19,7 @@ from mimkit.views import (
     SimpleResizedCrop,
     View,
     cover,
+    mirrored,
 )
 
 VIEWS = [RandomResizedCrop(), SimpleResizedCrop(), CenterCrop()]
@@ -161,9 +162,18 @@ def test_large_crops_are_no_bombs(monkeypatch: pytest.MonkeyPatch, mode: str) ->
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_random_crops_lie_in_memory_as_batches_do() -> None:
-    pixels = RandomResizedCrop(flip=0.0)(noise(40, 50), (24, 32), np.random.default_rng(0))
-    assert pixels.transpose(2, 0, 1).flags.c_contiguous
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_random_crops_lie_in_memory_as_batches_do(flip: float) -> None:
+    pixels = RandomResizedCrop(flip=flip)(noise(40, 50), (24, 32), np.random.default_rng(0))
+    assert pixels.flags.c_contiguous
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 5, 1), (3, 5, 3), (4, 1, 3)])
+def test_mirrored_exchanges_left_and_right(shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    np.testing.assert_array_equal(mirrored(pixels), pixels[:, ::-1])
+    turned = pixels.swapaxes(0, 1)[::-1]  # as EXIF may say
+    np.testing.assert_array_equal(mirrored(turned), turned[:, ::-1])
 
 
 def test_impossible_bounds_are_named() -> None:
@@ -187,6 +197,9 @@ def test_normalization_and_its_inverse(channels: int) -> None:
     expected = (expected / torch.tensor(normalization.std, dtype=torch.float64)).permute(0, 3, 1, 2)
     torch.testing.assert_close(normal.double(), expected, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(normalization.undo(normal), images / 255, atol=1e-6, rtol=1e-6)
+    again = normalization.from_bytes(images.contiguous(memory_format=torch.channels_last))
+    assert again.is_contiguous()
+    assert torch.equal(again, normal)
 
 
 def test_three_channels_have_imagenets_statistics() -> None:

@@ -9,7 +9,7 @@ from mimkit.files import refuse_unwritable
 
 
 def pack(
-    path: Positional[Path],
+    path: Positional[str],
     *,
     out: Path,
     short_side: int = 256,
@@ -20,7 +20,7 @@ def pack(
     """One pre-resized, memory-mapped, checksummed file of a folder of images, for --data: faster to read, one to copy.
 
     Args:
-        path: folder of images, a text file that lists them, or .tar shards; train and val folders stay apart.
+        path: what --data of `mimkit pretrain` takes; train and val folders stay apart.
         out: file to write.
         short_side: pixels that an image's short side has at most; nothing is enlarged.
         quality: of the JPEG images, 1 to 100; small JPEG files stay as they are.
@@ -32,7 +32,7 @@ def pack(
         raise FileExistsError(f"--out {out} is there already; choose another, or give --overwrite")
     from mimkit.data import all_with_parts, write_pack
     from mimkit.flags import naming
-    from mimkit.pretrain import choose_workers
+    from mimkit.machine import choose_workers
     from mimkit.progress import Progress
     from mimkit.settings import Machine
 

@@ -13,7 +13,7 @@ from mimkit.files import refuse_unwritable
 def probe(
     source: Positional[str],
     *,
-    data: Path,
+    data: str,
     kind: Literal["all", "knn", "linear"] = "all",
     held_out: float = 0.1,
     image_size: tuple[int, ...] | None = None,
@@ -26,7 +26,8 @@ def probe(
 
     Args:
         source: run folder, exported file, timm:NAME or random:NAME.
-        data: folder with class folders, or with train and val folders that have them.
+        data: folder with class folders, or with train and val folders that have them; or shards with classes, here or
+            at a URL.
         kind: which classifier on top.
         held_out: share to score on, where there are no train and val folders.
         image_size: one number or height and width, for timm:NAME and random:NAME.
@@ -54,7 +55,7 @@ def probe(
 def embed(
     source: Positional[str],
     *,
-    data: Path,
+    data: str,
     out: Path,
     image_size: tuple[int, ...] | None = None,
     device: str = "auto",
@@ -65,7 +66,7 @@ def embed(
 
     Args:
         source: run folder, exported file, timm:NAME or random:NAME.
-        data: folder of images, or a text file that lists them.
+        data: what `mimkit pretrain` takes.
         out: .npz file to write.
         image_size: one number or height and width, for timm:NAME and random:NAME.
         device: cpu, cuda, ...

@@ -1,7 +1,9 @@
 """Which images there are: folders walked, list files read, packs and shards opened, a share held out."""
 
-import contextlib
+import bisect
+import functools
 import hashlib
+import itertools
 import os
 from array import array
 from collections.abc import Iterable, Iterator
@@ -9,18 +11,24 @@ from pathlib import Path
 
 import numpy as np
 
+from mimkit.data.arrow import SavedDataset, is_saved_dataset
+from mimkit.data.cache import Cache
 from mimkit.data.decode import image_suffixes
 from mimkit.data.images import HELD_OUT, TRAIN, ImageList, Store
 from mimkit.data.names import Names
 from mimkit.data.pack import Pack, is_pack
+from mimkit.data.parquet import is_parquet
 from mimkit.data.shards import find_shards
+from mimkit.data.streams import open_url
+from mimkit.locations import Location, located
 
 HELD_OUT_FOLDERS = ("val", "valid", "validation", "test")
 
+_EMPTY_HASH = hashlib.blake2b(digest_size=8)
 _Parents = frozenset[tuple[int, int]]
 
 
-def find_images(data: Path) -> ImageList:
+def find_images(data: Path | str, cache: Cache | None = None) -> ImageList:
     """The images of a folder and its sub-folders, of a pack, of shards, or those that a list file names.
 
     A folder: regular files with a suffix of a format that Pillow reads; hidden files and folders are passed over, links
@@ -29,16 +37,22 @@ def find_images(data: Path) -> ImageList:
     A list file (`.txt`, UTF-8): one path a line, relative to the list file's folder or absolute, then, on every line or
     on none, a tab and the name of its class. Its order is kept. Nobody looks whether the files exist.
 
-    A pack: what `mimkit pack` has written. Shards: see `find_shards`.
+    A pack: what `mimkit pack` has written. Shards: see `find_shards`, and `open_url` for those at a URL. A folder that
+    `datasets` of Hugging Face has saved: see `SavedDataset`.
+
+    Args:
+        data: a path, or a URL.
+        cache: where shards from URLs, and what is made of parquet files, are kept; default: `Cache.at()`.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
         ValueError: it holds no images, a folder may not be read, or a file cannot be understood.
     """
-    data = Path(data)
-    store = _open_store(data)
+    data = located(data)
+    store = _open_store(data, cache)
     if store is not None:
         return ImageList.of(store, np.arange(len(store.names)))
+    data = Path(data)
     if not data.exists():
         raise FileNotFoundError(f"{data} does not exist")
     if data.is_file():
@@ -54,7 +68,7 @@ def find_images(data: Path) -> ImageList:
     return _labelled(data, paths, folders, sorted(folders.numbers))
 
 
-def split(data: Path, held_out: float = 0.1) -> tuple[ImageList, ImageList]:
+def split(data: Path | str, held_out: float = 0.1, cache: Cache | None = None) -> tuple[ImageList, ImageList]:
     """Images to train on, and images held out.
 
     A folder that has `train` and one of `val`, `valid`, `validation`, `test`, with images in both, is used as it is; so
@@ -65,6 +79,7 @@ def split(data: Path, held_out: float = 0.1) -> tuple[ImageList, ImageList]:
     Args:
         data: as for `find_images`.
         held_out: share of the images to hold out, from 0 to below 1.
+        cache: as for `find_images`.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
@@ -72,40 +87,38 @@ def split(data: Path, held_out: float = 0.1) -> tuple[ImageList, ImageList]:
     """
     if not 0 <= held_out < 1:
         raise ValueError(f"the held-out share must be at least 0 and below 1, got {held_out}")
-    data = Path(data)
     folders = _split_folders(data)
     if folders is not None:
         return folders
-    images = find_images(data)
+    images = find_images(data, cache)
     parts = given_parts(images)
     is_held_out = _choose(images, held_out) if parts is None else parts == HELD_OUT
     return images.take(np.flatnonzero(~is_held_out)), images.take(np.flatnonzero(is_held_out))
 
 
-def find_all(data: Path) -> ImageList:
+def find_all(data: Path | str, cache: Cache | None = None) -> ImageList:
     """All images there are, with the labels that `split` gives them: those of `train` and `val` folders in one list.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
         ValueError: there are no images.
     """
-    return all_with_parts(data)[0]
+    return all_with_parts(data, cache)[0]
 
 
-def all_with_parts(data: Path) -> tuple[ImageList, np.ndarray | None]:
+def all_with_parts(data: Path | str, cache: Cache | None = None) -> tuple[ImageList, np.ndarray | None]:
     """What `find_all` finds, and TRAIN or HELD_OUT for each image, uint8 [N], where the data say how they are split.
 
     Raises:
         FileNotFoundError, ValueError: see `find_all`.
     """
-    data = Path(data)
     folders = _split_folders(data)
     if folders is None:
-        images = find_images(data)
+        images = find_images(data, cache)
         return images, given_parts(images)
-    names = Names.of(f"{part.root.name}/{path}" for part in folders for path in part.paths)
+    names = Names.of(f"{Path(part.root).name}/{path}" for part in folders for path in part.paths)
     labels = [part.labels for part in folders if part.labels is not None]
-    images = ImageList(data, names, np.concatenate(labels) if labels else None, folders[0].classes)
+    images = ImageList(Path(data), names, np.concatenate(labels) if labels else None, folders[0].classes)
     return images, np.repeat(np.array([TRAIN, HELD_OUT], dtype=np.uint8), [len(part) for part in folders])
 
 
@@ -116,16 +129,33 @@ def given_parts(images: ImageList) -> np.ndarray | None:
     return images.store.parts[images.positions]
 
 
-def _open_store(data: Path) -> Store | None:
-    """The pack or the shards that a path names, or None if it is neither."""
-    return Pack(data) if is_pack(data) else find_shards(data, lambda: next(_walk(data), None) is not None)
+def _open_store(data: Location, cache: Cache | None) -> Store | None:
+    """The pack, shards or saved data set that a path or URL names, or None if it is none of them."""
+    if isinstance(data, str):
+        return open_url(data, cache or Cache.at())
+    if is_pack(data):
+        return Pack(data)
+    if is_saved_dataset(data):
+        return SavedDataset(data)
+
+    @functools.cache
+    def has_images() -> bool:
+        return data.is_dir() and next(_walk(data), None) is not None
+
+    if not has_images() and is_parquet(data):  # in this order: images are seen at once, sub-folders looked into last
+        return open_url(f"file://{data.absolute()}", cache or Cache.at())
+    return find_shards(data, has_images)
 
 
-def _split_folders(data: Path) -> tuple[ImageList, ImageList] | None:
-    train = Names.of(_walk(data / "train") if (data / "train").is_dir() else [])
+def _split_folders(data: Path | str) -> tuple[ImageList, ImageList] | None:
+    data = located(data)
+    if isinstance(data, str):
+        return None
+    folders = [data / name for name in HELD_OUT_FOLDERS if (data / name).is_dir()]
+    train = Names.of(_walk(data / "train") if folders and (data / "train").is_dir() else [])
     if not len(train):
         return None
-    for folder in (data / name for name in HELD_OUT_FOLDERS if (data / name).is_dir()):
+    for folder in folders:
         held_out = Names.of(_walk(folder))
         if not len(held_out):
             continue
@@ -138,9 +168,8 @@ def _split_folders(data: Path) -> tuple[ImageList, ImageList] | None:
 
 def _choose(images: ImageList, share: float) -> np.ndarray:
     """Which images to hold out: bool [N]."""
-    names = Names.of(images.paths).encoded()
-    hashes = (int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) for name in names)
-    ranks = np.fromiter(hashes, np.uint64, len(images)).astype(np.float64) / 2**64
+    hashes = np.fromiter(map(_hash, Names.of(images.paths).encoded()), "S8", len(images))
+    ranks = hashes.view(">u8").astype(np.float64) / 2**64
     chosen = ranks < share
     labels = np.zeros(len(images), dtype=np.int64) if images.labels is None else images.labels
     counts = np.bincount(labels)
@@ -153,22 +182,31 @@ def _choose(images: ImageList, share: float) -> np.ndarray:
     return chosen
 
 
+def _hash(name: bytes) -> bytes:
+    state = _EMPTY_HASH.copy()  # cheaper than a new one
+    state.update(name)
+    return state.digest()
+
+
 def _walk(folder: Path) -> Iterator[str]:
     """Paths of the image files below a folder, relative to it, in the order of their code points."""
+    return itertools.chain.from_iterable(_walk_in_pieces(folder))  # which costs nothing per image
+
+
+def _walk_in_pieces(folder: Path) -> Iterator[list[str]]:
     pending = [_entries(str(folder), "", frozenset())]
     while pending:
-        for name, path, parents in pending[-1]:
-            if path is None:
-                yield name
-            else:
-                pending.append(_entries(path, name, parents))
+        for names, inner in pending[-1]:
+            yield names
+            if inner is not None:
+                pending.append(_entries(*inner))
                 break
         else:
             pending.pop()
 
 
-def _entries(path: str, prefix: str, parents: _Parents) -> Iterator[tuple[str, str | None, _Parents]]:
-    """What a folder holds, in order: names of images with None, names of folders, which end in /, with their path."""
+def _entries(path: str, prefix: str, parents: _Parents) -> Iterator[tuple[list[str], tuple[str, str, _Parents] | None]]:
+    """What a folder holds, in order: names of images, then what to call this with for the folder that comes next."""
     suffixes = image_suffixes()
     status = os.stat(path)
     identity = (status.st_dev, status.st_ino)
@@ -176,19 +214,36 @@ def _entries(path: str, prefix: str, parents: _Parents) -> Iterator[tuple[str, s
         return
     try:
         with os.scandir(path) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".")]
+            images, folders = _sorted_out(entries, prefix, suffixes)
     except PermissionError as error:
         raise ValueError(f"the folder {path} cannot be read: permission denied") from error
-    found: list[tuple[str, str | None]] = []
-    for entry in visible:
-        with contextlib.suppress(OSError):  # a link to nowhere, to itself, or to where we may not look
-            if entry.is_dir():
-                found.append((f"{prefix}{entry.name}/", entry.path))
-            elif os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():
-                found.append((prefix + entry.name, None))
     # No two names are alike, so that sorting each folder by itself sorts all paths below it.
-    for name, place in sorted(found):
-        yield name, place, parents | {identity}
+    start = 0
+    for name, inner in sorted(folders.items()):
+        end = bisect.bisect(images, name)
+        yield images[start:end], (inner, name, parents | {identity})
+        start = end
+    yield images[start:], None
+
+
+def _sorted_out(
+    entries: Iterable[os.DirEntry[str]], prefix: str, suffixes: frozenset[str]
+) -> tuple[list[str], dict[str, str]]:
+    """Names of the images, sorted, and the path of each folder by its name, which ends in /."""
+    images, folders = [], {}
+    for entry in entries:
+        name = entry.name
+        if name.startswith("."):
+            continue
+        try:  # a link to nowhere, to itself, or to where we may not look
+            if name[name.rfind(".") :].lower() in suffixes and entry.is_file():
+                images.append(prefix + name)
+            elif entry.is_dir():
+                folders[f"{prefix}{name}/"] = entry.path
+        except OSError:
+            continue
+    images.sort()
+    return images, folders
 
 
 def _read_list(path: Path) -> ImageList:
@@ -219,8 +274,8 @@ class _Classes:
         self.numbers: dict[str, int] = {}
         self.of_images = array("q")
 
-    def add(self, name: str) -> None:
-        self.of_images.append(self.numbers.setdefault(name, len(self.numbers)))
+    def number(self, name: str) -> int:
+        return self.numbers.setdefault(name, len(self.numbers))
 
 
 def _listed(lines: Iterable[str], classes: _Classes) -> Iterator[str]:
@@ -228,18 +283,22 @@ def _listed(lines: Iterable[str], classes: _Classes) -> Iterator[str]:
     for line in lines:
         if line.strip():
             path, _, name = line.rstrip("\n").partition("\t")
-            classes.add(name.strip())
+            classes.of_images.append(classes.number(name.strip()))
             yield path
 
 
 def _top_folders(paths: Names) -> _Classes | None:
     """The first folder of each path, or None if an image lies in none."""
     folders = _Classes()
-    for path in paths:
-        first, slash, _ = path.partition("/")
-        if not slash:
-            return None
-        folders.add(first)
+    first = None
+    for path in paths.encoded():
+        if first is None or not path.startswith(first):  # those of one folder come together
+            name, slash, _ = path.partition(b"/")
+            if not slash:
+                return None
+            first = name + slash
+            number = folders.number(name.decode("utf-8", "surrogateescape"))
+        folders.of_images.append(number)
     return folders
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mimkit.data.names import Names
+from mimkit.locations import Location, below
 
 TRAIN, HELD_OUT = 1, 2
 
@@ -17,16 +18,16 @@ class Store(Protocol):
     """Encoded images in something larger than a file each. It opens anew in each process that it is pickled to.
 
     Attributes:
-        path: the file or folder.
+        path: the file or folder, or its URL.
         names: of N images, with `/` between folders.
         labels: int64 [N], positions in `classes`, or None.
-        classes: names, sorted, or None.
+        classes: names, in an order that stays, or None.
         parts: uint8 [N], TRAIN or HELD_OUT for each image where the split is given, else None.
         shards: int64 [N], rising: the file that each image lies in where there are several, else None.
     """
 
     @property
-    def path(self) -> Path: ...
+    def path(self) -> Location: ...
 
     @property
     def names(self) -> Names: ...
@@ -48,7 +49,11 @@ class Store(Protocol):
 
         Raises:
             BadImage: it cannot be read, or is not what was written.
+            DataUnreachable: it lies elsewhere, and cannot be fetched.
         """
+
+    def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
+        """Learn which shards are being read, and which come next, so that they are here by then."""
 
     def identity(self, positions: np.ndarray) -> bytes:
         """What tells images of one name apart, as far as it is known without reading them."""
@@ -59,16 +64,16 @@ class ImageList:
     """Images, with their class where they have one. Made without looking into any image.
 
     Args:
-        root: the folder that paths are relative to, or where the store lies.
+        root: the folder that paths are relative to, or where the store lies, which may be a URL.
         paths: with `/` between folders; sorted, or in the order of their list file, where they may be absolute. Any
             sequence of strings; kept as `Names`.
         labels: int64 [N], positions in `classes`, or None.
-        classes: names, sorted, or None.
+        classes: names, or None.
         store: what the images lie in, if they are not files of their own.
         positions: int64 [N], where in the store.
     """
 
-    root: Path
+    root: Location
     paths: Sequence[str]
     labels: np.ndarray | None = None
     classes: list[str] | None = None
@@ -93,9 +98,9 @@ class ImageList:
             return ImageList, (self.root, self.paths, self.labels, self.classes)
         return ImageList.of, (self.store, self.positions)
 
-    def path(self, index: int) -> Path:
+    def path(self, index: int) -> Location:
         """The image's file, or, in a store, its name below the store's."""
-        return self.root / self.paths[index]
+        return below(self.root, self.paths[index])
 
     def content(self, index: int) -> Path | bytes:
         """What the image is decoded from: its file, or what a store has in its place.
@@ -104,7 +109,7 @@ class ImageList:
             BadImage: the store cannot read it.
         """
         if self.store is None or self.positions is None:
-            return self.path(index)
+            return Path(self.path(index))
         return self.store.read(int(self.positions[index]))
 
     @property
@@ -113,6 +118,17 @@ class ImageList:
         if self.store is None or self.store.shards is None:
             return None
         return self.store.shards[self.positions]
+
+    def shards_of(self, indices: np.ndarray | slice) -> np.ndarray | None:
+        """int64: the shards that some of the images lie in, or None."""
+        if self.store is None or self.store.shards is None or self.positions is None:
+            return None
+        return self.store.shards[self.positions[indices]]
+
+    def expect(self, now: np.ndarray, soon: np.ndarray) -> None:
+        """Say which shards are being read, and which come next."""
+        if self.store is not None:
+            self.store.expect(now.tolist(), soon.tolist())
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "ImageList":
         """Some of the images, in the order given; the classes stay."""

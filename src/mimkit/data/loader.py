@@ -8,7 +8,7 @@ Shapes: B batch, C channels, H W pixels.
 import functools
 import itertools
 from collections.abc import Generator, Iterator
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 import numpy as np
 import torch
@@ -17,13 +17,13 @@ from torch import Tensor
 from mimkit.data.decode import BadImage
 from mimkit.data.fast import Decoder, open_image
 from mimkit.data.images import ImageList
+from mimkit.data.order import Order
 from mimkit.data.workers import TooManyBadImages, in_order
-from mimkit.randomness import random_orders, sample_keys, scramble
+from mimkit.randomness import sample_keys, scramble
 from mimkit.views import CenterCrop, Size, View
 
 EVALUATION_VIEW = CenterCrop()
 MOST_BAD_IN_A_ROW = 100
-SHARDS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Batch:
     """Views of some images.
 
     Args:
-        images: uint8 [B, C, H, W], contiguous.
+        images: uint8 [B, C, H, W], in memory with the channels last, as decoders write them.
         keys: int64 [B], one for each (seed, epoch, image, repeat), from which further draws such as masks are made.
         batch_key: int64 [1], the same for all parts and shares of one training batch.
         indices: int64 [B], positions in the image list.
@@ -48,12 +48,14 @@ class Batch:
         return len(self.indices)
 
     def inputs(self, device: torch.device | str) -> dict[str, Tensor]:
-        """What `Method` is called with, on a device."""
-        return {
-            "images": self.images.to(device),
-            "keys": self.keys.to(device),
-            "batch_key": self.batch_key.to(device),
-        }
+        """What `Method` is called with, on a device. From pinned memory, nothing waits for the copy."""
+        tensors = {"images": self.images, "keys": self.keys, "batch_key": self.batch_key}
+        return {name: tensor.to(device, non_blocking=tensor.is_pinned()) for name, tensor in tensors.items()}
+
+    def pin_memory(self) -> "Batch":
+        """The batch in memory that a GPU copies from by itself; torch's loader asks for it by this name."""
+        images, keys, batch_key = (tensor.pin_memory() for tensor in (self.images, self.keys, self.batch_key))
+        return replace(self, images=images, keys=keys, batch_key=batch_key)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +70,7 @@ class TrainBatches:
     B views come from B / R images. A step and an epoch have as many views as without repeats, and an R-th of the
     decoding; a pass over all images takes R epochs.
 
-    Images in shards are shuffled within `SHARDS_AT_ONCE` shards, dealt anew for each pass, so that a pass reads a few
-    files at a time.
+    Images in shards are shuffled within a few shards at a time; see `Order`.
 
     Args:
         images: what to draw from.
@@ -82,6 +83,8 @@ class TrainBatches:
         repeats: views of each image.
         seed: of order, views and keys.
         workers: processes that read; 0 reads in this one.
+        prefetch: parts that each of them reads ahead.
+        pinned: whether what they read comes in pinned memory, for a GPU.
         rank: which share of each part this process has.
         world: how many processes share a part.
 
@@ -101,6 +104,8 @@ class TrainBatches:
     repeats: int = 1
     seed: int = 0
     workers: int = 0
+    prefetch: int = 2
+    pinned: bool = False
     rank: int = 0
     world: int = 1
 
@@ -113,9 +118,10 @@ class TrainBatches:
             raise ValueError(
                 f"a batch of {self.batch_size} in {self.parts} parts does not divide among {self.world} processes"
             )
-        share = self.batch_size // (self.parts * self.world)
-        if self.repeats < 1 or share % self.repeats:
-            raise ValueError(f"{share} views, what a process computes at once, are not made of {self.repeats} repeats")
+        if self.repeats < 1 or self.share % self.repeats:
+            raise ValueError(
+                f"{self.share} views, what a process computes at once, are not made of {self.repeats} repeats"
+            )
         if not 1 <= self._images_per_step <= len(self.images):
             needed = f" of {self.repeats} views each" if self.repeats > 1 else ""
             raise ValueError(f"a batch of {self.batch_size} cannot be drawn from {len(self.images)} images{needed}")
@@ -127,8 +133,22 @@ class TrainBatches:
         return max(1, len(self.images) // self.batch_size)
 
     @property
+    def share(self) -> int:
+        """Views that a process computes at once."""
+        return self.batch_size // (self.parts * self.world)
+
+    @property
     def _images_per_step(self) -> int:
         return self.batch_size // self.repeats
+
+    @functools.cached_property
+    def _order(self) -> Order:
+        return Order.of(self.images)
+
+    @functools.cached_property
+    def _shards(self) -> np.ndarray | None:
+        """int64 [S]: what the images' store calls the shards of the order, if there are any."""
+        return self.images.shards_of(self._order.limits[:-1])
 
     def starting_at(self, step: int) -> Generator[Batch]:
         """All parts of all batches from global step `step` on, without end. Closing the iterator ends its workers.
@@ -136,7 +156,9 @@ class TrainBatches:
         Raises:
             TooManyBadImages: see `part`.
         """
-        return in_order(self.part, itertools.count(step * self.parts), self.workers)
+        _ = self._order, self._shards  # made here once, rather than by each worker
+        numbers = itertools.count(step * self.parts)
+        return in_order(self.part, numbers, self.workers, prefetch=self.prefetch, pinned=self.pinned)
 
     def part(self, number: int) -> Batch:
         """This process's share of one part of a batch, counted over all steps, read in this process.
@@ -144,12 +166,15 @@ class TrainBatches:
         Raises:
             TooManyBadImages: 100 candidates in a row, or all images there are, were bad.
         """
-        count, views = len(self.images), _Views(self.images, self.view, self.size, self.channels, self.decode)
+        count, order = len(self.images), self._order
+        views = Views(self.images, self.view, self.size, self.channels, self.decode)
         whole, share = self._images_per_step, self._images_per_step // (self.parts * self.world)
         epoch, place = divmod(number, count // whole * self.parts)
-        order = _order(self.seed, epoch, self.images)
         first = (place * self.world + self.rank) * share
-        indices = order[first : first + share].copy()
+        indices = order.at(self.seed, epoch, np.arange(first, first + share))
+        if self._shards is not None:
+            now, soon = order.windows(self.seed, epoch, first, first + share)
+            self.images.expect(self._shards[now], self._shards[soon])
         keys = self._keys(epoch, indices)
         pixels = views.empty(share * self.repeats)
         skipped: dict[str, str] = {}
@@ -164,7 +189,7 @@ class TrainBatches:
                     raise TooManyBadImages(
                         f"{min(MOST_BAD_IN_A_ROW, count)} images in a row cannot be read; the last: {bad}"
                     )
-                indices[slot] = order[next(spares) % count]
+                indices[slot : slot + 1] = order.at(self.seed, epoch, np.array([next(spares) % count]))
                 keys[cuts] = self._keys(epoch, indices[slot : slot + 1])
         batch_key = _keys(self.seed, epoch, np.array([-2 - place // self.parts]))  # of no image, and not the order's
         return _batch(pixels, keys, batch_key, indices.repeat(self.repeats), skipped)
@@ -196,12 +221,14 @@ def load_images(
     if batch_size < 1:
         raise ValueError(f"a batch needs at least 1 image, got {batch_size}")
     _check(channels, workers)
-    read = functools.partial(_read_in_order, _Views(images, view, size, channels, decode), batch_size)
+    read = functools.partial(_read_in_order, Views(images, view, size, channels, decode), batch_size)
     return in_order(read, range(-(-len(images) // batch_size)), workers)
 
 
 @dataclass(frozen=True, eq=False)
-class _Views:
+class Views:
+    """Reads images and cuts views from them."""
+
     images: ImageList
     view: View
     size: Size
@@ -209,34 +236,36 @@ class _Views:
     decode: Decoder
 
     def empty(self, count: int) -> np.ndarray:
-        return np.empty((count, self.channels, *self.size), dtype=np.uint8)
+        return np.empty((count, *self.size, self.channels), dtype=np.uint8)
 
     def put(self, pixels: np.ndarray, index: int | np.int64, keys: np.ndarray) -> BadImage | None:
-        """Read one image and write its view for each key into [keys, C, H, W], or tell why there is none."""
-        path = self.images.path(int(index))
+        """Read one image and write its view for each key into [keys, H, W, C], or tell why there is none."""
+        index = int(index)
         try:
-            image = open_image(self.images.content(int(index)), self.channels, decode=self.decode)
+            image = open_image(self.images.content(index), self.channels, decode=self.decode)
         except BadImage as error:
-            return BadImage(path, error.reason)
+            return BadImage(self.images.path(index), error.reason)
         for key, cut in zip(keys, pixels, strict=True):
             try:
                 view = self.view(image, self.size, np.random.default_rng(int(key) % 2**64))
             except BadImage as error:  # some are decoded only now
-                return BadImage(path, error.reason)
+                return BadImage(self.images.path(index), error.reason)
             except Exception as error:
-                error.add_note(f"while making a view of {path}")
+                error.add_note(f"while making a view of {self.images.path(index)}")
                 raise
             if view.ndim == 2:
                 view = view[:, :, None]
             if view.shape != (*self.size, self.channels):
-                raise ValueError(f"the view made {view.shape} of {path}, expected {(*self.size, self.channels)}")
-            cut[:] = view.transpose(2, 0, 1)
+                made = f"the view made {view.shape} of {self.images.path(index)}"
+                raise ValueError(f"{made}, expected {(*self.size, self.channels)}")
+            cut[:] = view
         return None
 
 
-def _read_in_order(views: _Views, batch_size: int, step: int) -> Batch:
+def _read_in_order(views: Views, batch_size: int, step: int) -> Batch:
     indices = np.arange(step * batch_size, min((step + 1) * batch_size, len(views.images)))
     keys = _keys(0, 0, indices)
+    _expect(views.images, indices, indices[-1] + 1 + np.arange(4 * batch_size))
     pixels = views.empty(len(indices))
     good: list[int] = []
     skipped: dict[str, str] = {}
@@ -249,33 +278,22 @@ def _read_in_order(views: _Views, batch_size: int, step: int) -> Batch:
     return _batch(pixels[: len(good)], keys[good], keys[:1], indices[good], skipped)
 
 
+def _expect(images: ImageList, now: np.ndarray, soon: np.ndarray) -> None:
+    """Say which images are read now and which soon, those past the end aside, where they lie in shards."""
+    shards, coming = images.shards_of(now), images.shards_of(soon[soon < len(images)])
+    if shards is not None and coming is not None:
+        images.expect(np.unique(shards), np.unique(coming))
+
+
 def _batch(
     pixels: np.ndarray, keys: np.ndarray, batch_key: np.ndarray, indices: np.ndarray, skipped: dict[str, str]
 ) -> Batch:
     images, own, shared, positions = (torch.from_numpy(array) for array in (pixels, keys, batch_key, indices))
-    return Batch(images, own, shared, positions, list(skipped.items()))
+    return Batch(images.permute(0, 3, 1, 2), own, shared, positions, list(skipped.items()))
 
 
 def _keys(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
     return sample_keys(seed, epoch, torch.from_numpy(indices)).numpy()
-
-
-def _order(seed: int, epoch: int, images: ImageList) -> np.ndarray:
-    """The pass's permutation of all images; its key is that of image -1, which no view uses."""
-    # Kept with the images' own identity: two lists of one length may lie in other shards.
-    return _kept_order(seed, epoch, len(images), images if images.shards is not None else None)
-
-
-@functools.lru_cache(maxsize=1)
-def _kept_order(seed: int, epoch: int, count: int, images: ImageList | None) -> np.ndarray:
-    key = sample_keys(seed, epoch, torch.tensor([-1]))
-    order = random_orders(key, count)[0].numpy()
-    if images is None or images.shards is None:
-        return order
-    shards = images.shards
-    deal = random_orders(~key, int(shards.max()) + 1)[0].numpy()
-    windows = np.argsort(deal)[shards] // SHARDS_AT_ONCE
-    return order[np.argsort(windows[order], kind="stable")]
 
 
 def _check(channels: int, workers: int) -> None:

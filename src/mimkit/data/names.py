@@ -5,6 +5,7 @@ Arrays are shared by forked workers as they are, where reading a list of strings
 Shapes: N names, T bytes of text.
 """
 
+import itertools
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
@@ -31,12 +32,12 @@ class Names(Sequence[str]):
         """The same names."""
         if isinstance(names, Names):
             return names
-        text, limits = bytearray(), array("q", [0])
-        for name in names:
-            text += name.encode("utf-8", "surrogateescape")
-            limits.append(len(text))
-        places = np.frombuffer(limits, dtype=np.int64)
-        return cls(np.frombuffer(text, dtype=np.uint8), places[:-1], places[1:])
+        text, lengths, names = bytearray(), array("q", [0]), iter(names)
+        while some := [name.encode("utf-8", "surrogateescape") for name in itertools.islice(names, _AT_ONCE)]:
+            text += b"".join(some)
+            lengths.extend(map(len, some))
+        limits = np.frombuffer(lengths, dtype=np.int64).cumsum()
+        return cls(np.frombuffer(text, dtype=np.uint8), limits[:-1], limits[1:])
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -20,7 +20,7 @@ import os
 import struct
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +137,9 @@ class Pack:
     def identity(self, positions: np.ndarray) -> bytes:
         """Checksums of the images."""
         return self._checksums[positions].tobytes()
+
+    def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
+        """Nothing to do: there are no shards."""
 
 
 def _reopened(path: Path, digest: bytes) -> Pack:

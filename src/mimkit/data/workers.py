@@ -22,15 +22,32 @@ SECONDS_AFTER_SIGTERM = 60
 Made = TypeVar("Made")
 
 
-class TooManyBadImages(RuntimeError):
+class CannotGoOn(RuntimeError):
+    """No more batches can be made; the message says why, in a line."""
+
+
+class TooManyBadImages(CannotGoOn):
     """One image after the other could not be read."""
 
 
-def in_order(make: Callable[[int], Made], numbers: Iterable[int], workers: int) -> Generator[Made]:
+class DataUnreachable(CannotGoOn):
+    """Data cannot be fetched from where they lie, whether for now or for good."""
+
+
+def in_order(
+    make: Callable[[int], Made], numbers: Iterable[int], workers: int, *, prefetch: int = 2, pinned: bool = False
+) -> Generator[Made]:
     """What `make` makes of each number, in their order, here or in worker processes. Closing it ends them.
 
+    Args:
+        make: is sent to the workers.
+        numbers: without end, or few.
+        workers: how many; 0 makes all here.
+        prefetch: how many results each worker is ahead.
+        pinned: have workers' results put into memory that a GPU copies from by itself: their `pin_memory()`.
+
     Raises:
-        Whatever `make` raises; in a worker only `TooManyBadImages` keeps its message to itself.
+        Whatever `make` raises; in a worker only `CannotGoOn` keeps its message to itself.
     """
     if workers == 0:
         yield from map(make, numbers)
@@ -40,6 +57,8 @@ def in_order(make: Callable[[int], Made], numbers: Iterable[int], workers: int) 
         sampler=numbers,
         batch_size=None,  # a worker makes a whole one
         num_workers=workers,
+        prefetch_factor=prefetch,
+        pin_memory=pinned,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else it draws its workers' seeds from the global one
     )
@@ -48,7 +67,7 @@ def in_order(make: Callable[[int], Made], numbers: Iterable[int], workers: int) 
     atexit.register(end)
     try:
         for result in results:
-            if isinstance(result, TooManyBadImages):
+            if isinstance(result, CannotGoOn):
                 raise result
             yield result
     finally:
@@ -72,7 +91,7 @@ class _Numbered(Dataset):
     def __getitem__(self, number: int) -> Any:
         try:
             return self.make(number)
-        except TooManyBadImages as error:
+        except CannotGoOn as error:
             return error
 
 

@@ -1,0 +1,276 @@
+"""Files at URLs, by fsspec: which there are, what is known of them, and fetching them whole, patiently.
+
+http(s), s3, gs, hf, memory, file: what fsspec reads is read here, by the same code. A file that cannot be fetched ends
+the work with one line; it never counts as so many unreadable images, as then results would depend on the network.
+"""
+
+import base64
+import contextlib
+import errno
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from mimkit.data.workers import DataUnreachable
+from mimkit.locations import expand
+
+WAITS = (1, 2, 5, 15, 30, 60)
+"""Seconds between tries: nearly two minutes in all."""
+FIRST_WAITS = WAITS[:3]
+"""The same when the files are first looked at, as a mistyped host is never going to answer."""
+
+_AT_ONCE = 16
+_SUFFIXES = (".tar", ".parquet")
+_PACKAGES = {
+    "http": "'mimkit[stream]'", "https": "'mimkit[stream]'", "hf": "'mimkit[stream]'", "s3": "s3fs", "s3a": "s3fs",
+    "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs",
+}  # fmt: skip
+_VERSIONS = ("ETag", "etag", "md5Hash", "sha256", "blob_id", "Last-Modified", "LastModified", "mtime", "created")
+_WRONG_REQUESTS = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError, ImportError, ValueError)
+
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE)
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as its server describes it.
+
+    Args:
+        url: where it is.
+        name: relative to what was asked for.
+        size: in bytes.
+        version: text that changes when the file does, as far as the server tells.
+        checksum: (algorithm, hexadecimal digest), if the server tells one.
+    """
+
+    url: str
+    name: str
+    size: int
+    version: str
+    checksum: tuple[str, str] | None = None
+
+    @property
+    def key(self) -> str:
+        """A file name for what is kept of this version of the file."""
+        return hashlib.sha256(f"{self.url}\0{self.size}\0{self.version}".encode()).hexdigest()[:32]
+
+
+def remote_files(url: str) -> list[RemoteFile]:
+    """The files that a URL names: itself, those of `{000..012}`, `{train,val}` or `*`, or all shards of a folder.
+
+    Raises:
+        FileNotFoundError: one is not there.
+        ValueError: the URL cannot be understood, or a package is missing that reads such ones.
+        DataUnreachable: the server does not answer.
+    """
+    if "::" in url:
+        raise ValueError(f"{url}: chains of file systems are not supported")
+    if "*" not in url and path_of(url).endswith(_SUFFIXES):
+        urls = expand(url)
+        found = list(zip(urls, at_once(_described, urls, _AT_ONCE), strict=True))
+    else:
+        patterns = expand(url)
+        if "*" not in url:
+            patterns = [f"{root_of(url)}/{folders}*{suffix}" for suffix in _SUFFIXES for folders in ("", "*/")]
+        found = list({one: info for pattern in patterns for one, info in _listed(pattern)}.items())
+        suffix = next((suffix for suffix in _SUFFIXES if any(path_of(one).endswith(suffix) for one, _ in found)), None)
+        if suffix is None:
+            raise FileNotFoundError(f"there are no .tar or .parquet files at {url}")
+        found = sorted((one, info) for one, info in found if path_of(one).endswith(suffix))
+    above = _connect(root_of(url))[1].rstrip("/") + "/"
+    return [_remote_file(one, _connect(one)[1].removeprefix(above), info) for one, info in found]
+
+
+def fetch(file: RemoteFile, target: Path, waits: Sequence[float] = WAITS) -> None:
+    """Write a file to a path, whole and as its server describes it; try again after each wait.
+
+    Raises:
+        DataUnreachable: it is not there any more, is another one than it was, or the server does not answer.
+        OSError: the disk is full, and the like.
+    """
+
+    def once() -> None:
+        system, path = _connect(file.url)
+        system.get_file(path, str(target))
+        length = target.stat().st_size
+        if length != file.size:
+            raise EOFError(f"{length} of {file.size} bytes came")
+        if file.checksum is not None:
+            algorithm, expected = file.checksum
+            with target.open("rb") as written:
+                if hashlib.file_digest(written, algorithm).hexdigest() != expected:
+                    raise EOFError(f"it does not have the {algorithm} checksum that the server tells")
+
+    try:
+        patiently(once, file.url, waits)
+    except _WRONG_REQUESTS as error:
+        if isinstance(error, OSError) and error.errno is not None and error.filename == str(target):
+            raise
+        raise DataUnreachable(f"{file.url} cannot be fetched: {_in_words(error)}") from error
+
+
+def fetch_small(url: str, most: int) -> bytes | None:
+    """What is in a file, or None where there is none, or it is larger than so many bytes."""
+    system, path = _connect(url)
+    try:
+        info = patiently(lambda: system.info(path), url, FIRST_WAITS)
+        if info.get("size") is None or info["size"] > most:
+            return None
+        return patiently(lambda: system.cat_file(path), url, FIRST_WAITS)
+    except _WRONG_REQUESTS:
+        return None
+
+
+def open_remote(url: str) -> Any:
+    """A file object that fetches the ranges that are read."""
+    system, path = _connect(url)
+    return system.open(path, "rb")
+
+
+def patiently(work: Callable[[], Made], what: str, waits: Sequence[float]) -> Made:
+    """The result of some work, tried again after each wait when the network fails.
+
+    Raises:
+        DataUnreachable: it failed each time.
+        FileNotFoundError, PermissionError, ValueError and the like, at once: trying again is of no use.
+    """
+    for wait in (*waits, None):
+        try:
+            return work()
+        except Exception as error:
+            error = _what_it_is(error)
+            if isinstance(error, _WRONG_REQUESTS) or _is_local(error):
+                raise error from None
+            if wait is None:
+                tries = f"{len(waits) + 1} tries in {sum(waits):.3g} s"
+                raise DataUnreachable(f"{what} cannot be fetched: {_in_words(error)} ({tries})") from error
+            if wait >= 5:
+                print(f"mimkit: {what}: {_in_words(error)}; again in {wait} s", file=sys.stderr, flush=True)
+            time.sleep(wait)
+    raise AssertionError
+
+
+def root_of(url: str) -> str:
+    """What the names of a URL's files are relative to."""
+    start = min((url.find(mark) for mark in "{*" if mark in url), default=len(url))
+    is_folder = start == len(url) and not path_of(url).endswith(_SUFFIXES)
+    return url.rstrip("/") if is_folder else url[:start].rpartition("/")[0]
+
+
+def at_once(work: Callable[[Item], Made], items: Iterable[Item], threads: int) -> Iterator[Made]:
+    """What some work makes of each of some items, in order, by several threads. After a failure none is begun."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield from pool.map(work, items)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def path_of(url: str) -> str:
+    """A URL without what follows a question mark, which only http knows."""
+    return urlsplit(url)._replace(query="", fragment="").geturl() if url.startswith("http") else url
+
+
+def _connect(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it. fsspec keeps one for each process."""
+    from fsspec.core import url_to_fs
+
+    options: dict[str, Any] = {}
+    scheme = url.partition("://")[0].lower()
+    try:
+        if scheme in ("http", "https"):
+            import aiohttp
+
+            # By default a whole file must come within five minutes, and may come compressed, its length unknown.
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+            options = {"client_kwargs": {"timeout": timeout}, "headers": {"Accept-Encoding": "identity"}}
+        return url_to_fs(url, **options)
+    except ImportError as error:
+        package = _PACKAGES.get(scheme)
+        how = f"pip install {package}" if package else str(error)
+        raise ValueError(f"{url} cannot be read without another package: {how}") from error
+
+
+def _described(url: str) -> dict[str, Any]:
+    system, path = _connect(url)
+    try:
+        return patiently(lambda: system.info(path), url, FIRST_WAITS)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"the shard {url} does not exist") from error
+    except PermissionError as error:
+        raise ValueError(f"{url} may not be read: {_in_words(error)}") from error
+
+
+def _listed(pattern: str) -> list[tuple[str, dict[str, Any]]]:
+    """(URL, what is known) of each file that a pattern with `*` matches."""
+    system, path = _connect(pattern)
+    try:
+        found = patiently(lambda: system.glob(path, detail=True), pattern, FIRST_WAITS)
+    except FileNotFoundError:
+        return []
+    except PermissionError as error:
+        raise ValueError(f"{pattern} may not be listed: {_in_words(error)}") from error
+    files = {system.unstrip_protocol(one): info for one, info in found.items() if info.get("type") != "directory"}
+    if any(info.get("size") is None for info in files.values()):  # http lists names only
+        return list(zip(files, at_once(_described, files, _AT_ONCE), strict=True))
+    return list(files.items())
+
+
+def _remote_file(url: str, name: str, info: dict[str, Any]) -> RemoteFile:
+    size = info.get("size")
+    if not isinstance(size, int):
+        raise ValueError(f"the server does not tell how long {url} is, so that nobody could see whether it came whole")
+    version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
+    return RemoteFile(url, path_of(name), size, version, _checksum(info))
+
+
+def _checksum(info: dict[str, Any]) -> tuple[str, str] | None:
+    for key in ("md5Hash", "Content-MD5"):
+        with contextlib.suppress(ValueError, TypeError):
+            digest = base64.b64decode(info.get(key) or "", validate=True)
+            if len(digest) == 16:
+                return "md5", digest.hex()
+    large = info.get("lfs") or {}
+    sha256 = large.get("sha256") if isinstance(large, dict) else getattr(large, "sha256", None)
+    return ("sha256", sha256) if isinstance(sha256, str) and len(sha256) == 64 else None
+
+
+def _what_it_is(error: Exception) -> Exception:
+    """An error as one of Python's own, where it says that trying again is of no use."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and (isinstance(cause, OSError) or _status(cause) is not None):
+        assert isinstance(cause, Exception)
+        error = cause  # fsspec's http calls everything a missing file
+    status = _status(error)
+    if status in (404, 410):
+        return FileNotFoundError(f"the server answers {status}")
+    if status is not None and 400 <= status < 500 and status not in (408, 425, 429):
+        return PermissionError(f"the server answers {status}")
+    return error
+
+
+def _status(error: BaseException | None) -> int | None:
+    """What the server answered, in aiohttp's errors or those of Hugging Face's Hub."""
+    found = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    return found if isinstance(found, int) else None
+
+
+def _is_local(error: Exception) -> bool:
+    """Whether it is this machine's disk that refuses, or a programmer's mistake."""
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in _OF_DISKS):
+        return True
+    return isinstance(error, TypeError | AttributeError | MemoryError | AssertionError)
+
+
+def _in_words(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
