@@ -89,7 +89,8 @@ class Method(nn.Module):
             raise ValueError(f"a mask for {len(mask.hidden) // mask.copies} images was given with {len(images)} images")
         images = images if mask.copies == 1 else images.repeat_interleave(mask.copies, dim=0)
 
-        latents = self.encoder(images, mask, self.readout.taps)
+        seen = images.to(next(self.encoder.parameters()).dtype)  # targets need all digits
+        latents = self.encoder(seen, mask, self.readout.taps)
         levels = self.readout(latents, self.encoder.norm)
         predictions = [decode(level, mask) for decode, level in zip(self.decoders, levels, strict=True)]
 

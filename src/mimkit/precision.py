@@ -9,7 +9,7 @@ from torch import nn
 from mimkit.decoders import TransformerDecoder
 from mimkit.lean import spare_memory
 
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["bf16", "bf16-pure", "fp32"]
 
 
 def choose_precision(device: torch.device) -> Precision:
@@ -33,4 +33,4 @@ def tune_attention(model: nn.Module, device: torch.device, precision: Precision)
     """On a CPU in bf16, two matrix products and a softmax beat the fused kernel, whose backward is slow there."""
     for module in model.modules():
         if isinstance(module, Attention):
-            module.fused_attn = not (device.type == "cpu" and precision == "bf16")
+            module.fused_attn = not (device.type == "cpu" and precision != "fp32")

@@ -22,7 +22,8 @@ class Train:
         decay_tokens: decay class and mask tokens too, as MAE's code does.
         decay_positions: decay learned positions and relative position biases too, as SimMIM's code does to Swin's.
         clip_grad: largest gradient norm; None leaves gradients alone.
-        precision: bf16 autocast, or float32 throughout.
+        precision: "bf16" autocast over float32 weights; "bf16-pure": weights, gradients, moments and activations in
+            bfloat16, with 10 bytes for each weight, its remainder included, instead of 16; "fp32" throughout.
         ema: decay per step of an exponential moving average of the weights, which is then what the run hands out;
             None keeps none.
     """
@@ -40,7 +41,7 @@ class Train:
     decay_tokens: bool = True
     decay_positions: bool = False
     clip_grad: float | None = None
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "bf16-pure", "fp32"] = "bf16"
     ema: float | None = None
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mimkit.bf16 import adamw, in_float32, norm_of, widened
 from mimkit.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from mimkit.distributed import ALONE, World, like, local, whole
 from mimkit.schedule import Train
@@ -43,7 +44,7 @@ class State:
     """The state of a model in training.
 
     Args:
-        model: on its device; its parameters may lie in shares.
+        model: on its device, see `for_training`; its parameters may lie in shares.
         values: see `Train`.
         world: the processes that train it.
     """
@@ -51,8 +52,8 @@ class State:
     def __init__(self, model: nn.Module, values: Train, world: World = ALONE) -> None:
         self.model, self.world, self.clip_grad, self.decay = model, world, values.clip_grad, values.ema
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.averages = {name: p.detach().clone() for name, p in self.trained.items()} if values.ema else {}
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, values), lr=0.0, betas=values.betas, fused=True)
+        self.averages = dict(zip(self.trained, widened(self.trained.values()), strict=True)) if values.ema else {}
+        self.optimizer = adamw(parameter_groups(model, values), values.precision, lr=0.0, betas=values.betas)
         self.step = 0  # steps done when this process took over
         self.window: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of steps that no row has told yet
         self.skipped: set[str] = set()
@@ -66,7 +67,9 @@ class State:
         Whether it is finite is decided on the device, for which nothing here waits.
         """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        norm = norm_of([local(p.grad) for p in parameters if p.grad is not None])
+        if self.world.sharded:
+            norm = (self.world.mean(norm.square()) * self.world.size).sqrt()
         if self.clip_grad is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_grad, norm)
         finite = torch.isfinite(loss) & torch.isfinite(norm)
@@ -77,7 +80,8 @@ class State:
         self.optimizer.zero_grad(set_to_none=True)
         if self.decay is not None:
             averages = [local(average) for average in self.averages.values()]
-            steps = torch._foreach_sub([local(p.detach()) for p in self.trained.values()], averages)
+            steps = widened(local(p) for p in self.trained.values())
+            torch._foreach_sub_(steps, averages)
             torch._foreach_mul_(steps, (1 - self.decay) * finite.float())
             torch._foreach_add_(averages, steps)
         self.window.append((loss, norm))
@@ -109,7 +113,7 @@ class State:
 
     @contextmanager
     def shown_in(self, model: nn.Module) -> Iterator[None]:
-        """While inside, the first process's `model` has the weights to be looked at: whole, and averaged if they are.
+        """While inside, the first process's `model` has the weights to be looked at: whole, float32, maybe averaged.
 
         Args:
             model: the one in training, or a whole copy of it where that one lies in shares.
@@ -118,11 +122,12 @@ class State:
             self.copy_to(model, averaged=True)
             yield
             return
-        self.swap()
-        try:
-            yield
-        finally:
+        with in_float32(model):
             self.swap()
+            try:
+                yield
+            finally:
+                self.swap()
 
     def copy_to(self, model: nn.Module, *, averaged: bool = False) -> None:
         """Put whole weights into the first process's `model`."""
@@ -158,6 +163,8 @@ class State:
         # What is used later stands among the weights, what training goes on with beside them.
         training |= collect({f"trained/{name}": weights[name] for name in averages})
         weights = collect({**weights, **averages})
+        if shares and not self.world.leads:  # buffers may differ, as statistics of batches do: the first one's are kept
+            weights = {name: value for name, value in weights.items() if name not in dict(self.model.named_buffers())}
         for rank, generators in enumerate(self.world.gather(self.generators())):
             training |= {name_for(rank, name): state for name, state in generators.items()}
         window = [[float(loss), float(norm)] for loss, norm in self.window]
