@@ -1,8 +1,10 @@
 """The machine that a run finds itself on: its devices and cores, what is installed, which code runs."""
 
 import importlib.util
+import math
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -33,8 +35,72 @@ def choose_device(name: str) -> torch.device:
 
 def choose_workers(workers: int | None) -> int:
     """The given number of reading processes, or one for each two cores, at least one, at most eight."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, cores // 2)) if workers is None else workers
+    return min(8, max(1, cores() // 2)) if workers is None else workers
+
+
+def cores() -> int:
+    """Cores for this process: those it may run on, shared with the others that torchrun started on this machine."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, here // neighbours())
+
+
+def neighbours() -> int:
+    """How many processes of the same training torchrun started on this machine, this one included."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def available_memory(root: Path = Path("/")) -> float:
+    """MiB that this process may still take, an equal share of what is left to all that torchrun started here.
+
+    That is what the machine has available, or less where a control group (a container, a job of a cluster) allows less.
+    inf where the system does not tell.
+
+    Args:
+        root: of the file system.
+    """
+    free = [int(line.split()[1]) / 1024 for line in lines_of(root / "proc/meminfo", "MemAvailable:")]
+    for line in lines_of(root / "proc/self/cgroup"):
+        number, controllers, place = line.split(":", 2)
+        names = _GROUPS.get("unified" if number == "0" else controllers)
+        if names is None:
+            continue
+        mount, limit, used, reclaimable = names
+        top = root / "sys/fs/cgroup" / mount
+        group = top / place.strip("/")
+        # A container may see its own group at the top, under the name that it has outside.
+        for folder in (group, *group.parents):
+            most, taken = ("".join(lines_of(folder / name)) for name in (limit, used))
+            if most.isdecimal() and taken.isdecimal():
+                cached = sum(int(line.split()[1]) for line in lines_of(folder / "memory.stat", reclaimable + " "))
+                free.append((int(most) - int(taken) + cached) / 2**20)
+            if folder == top:
+                break
+    return max(0.0, min(free, default=math.inf) / neighbours())
+
+
+def shared_memory(folder: Path = Path("/dev/shm")) -> float:
+    """MiB for what other processes hand to this one, its share of what is left: containers often have little."""
+    return shutil.disk_usage(folder).free / 2**20 / neighbours() if folder.exists() else math.inf
+
+
+# Where a kind of control groups is mounted, and its files: the limit, what is used, and of that what files are cached.
+_GROUPS = {
+    "unified": ("", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+def resident(field: str) -> float:
+    """This process's memory in MiB: VmRSS is what it has now, VmHWM the most it had (Linux; nan elsewhere)."""
+    return next((int(line.split()[1]) / 1024 for line in lines_of(Path("/proc/self/status"), field)), math.nan)
+
+
+def lines_of(path: Path, start: str = "") -> list[str]:
+    """Lines of a file that begin so; none where there is no such file, or it is not for us to read."""
+    try:
+        return [line for line in path.read_text().splitlines() if line.startswith(start)]
+    except OSError:
+        return []
 
 
 def device_name(device: torch.device) -> str:

@@ -2,37 +2,34 @@
 
 import contextlib
 import math
-import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from mimkit.backbones import DenseEncoder, VisibleSwin
+from mimkit.account import describe, facts, fingerprint
+from mimkit.bf16 import refuse_batch_norms
+from mimkit.blocks import prepare_blocks, require_compiler
 from mimkit.compose import compose
-from mimkit.data import ImageList, TrainBatches, choose_decoder, split
-from mimkit.distributed import ALONE, World, job, joined, repeated
+from mimkit.data import Cache, DataUnreachable, ImageList, TrainBatches, choose_decoder, split
+from mimkit.distributed import ALONE, World, job, joined
 from mimkit.evaluators import Probe, Reconstructions, subset
 from mimkit.flags import naming
-from mimkit.machine import (
-    choose_device,
-    choose_workers,
-    git_commit,
-    machine_in_words,
-    require_sinks,
-    tensorboard_sink,
-)
+from mimkit.locations import absolute
+from mimkit.machine import choose_device, require_sinks, tensorboard_sink
 from mimkit.method import Method
 from mimkit.precision import choose_precision, tune
-from mimkit.recipes import Recipe, build, parts_in_words
+from mimkit.recipes import Recipe, build
 from mimkit.runs import Run, refuse_nonempty
 from mimkit.settings import Machine, Settings
 from mimkit.sources import recompose
 from mimkit.train import Evaluator, TrainingStopped, fit
+from mimkit.trials import divisors
+from mimkit.tuning import Tuning, tuned
 
 PICTURES = 8
 HERE = Machine()
@@ -52,7 +49,7 @@ class Plan:
     probe_every: int
     notes: list[str]
 
-    def batches(self, workers: int, world: World = ALONE) -> TrainBatches:
+    def batches(self, workers: int, world: World = ALONE, *, prefetch: int = 2, pinned: bool = False) -> TrainBatches:
         return TrainBatches(
             self.train,
             view=self.recipe.view,
@@ -64,47 +61,57 @@ class Plan:
             decode=self.settings.decode,
             seed=self.settings.seed,
             workers=workers,
+            prefetch=prefetch,
+            pinned=pinned,
             rank=world.rank,
             world=world.size,
         )
 
 
-def plan(name: str, settings: Settings, *, device: torch.device, processes: int = 1) -> Plan:
+def plan(
+    name: str, settings: Settings, *, device: torch.device, processes: int = 1, cache: Cache | None = None
+) -> Plan:
     """Resolve and build a request: read the folder, fix every value, make the method with the seed's weights.
+
+    With --micro-batch auto, the default's parts stand until `tuned` has found others.
 
     Args:
         name: of the recipe.
         settings: the request.
         device: where it is to run.
         processes: that share each batch.
+        cache: of shards that come from elsewhere.
 
     Raises:
         ValueError: a value that is wrong or does not fit another; the message names both.
         FileNotFoundError: no such data.
+        DataUnreachable: it lies elsewhere, and cannot be fetched.
     """
     recipe = compose(name, settings)
+    if settings.compile:
+        require_compiler(device)
     with naming("--data"):
-        train, held_out = split(settings.data, settings.held_out)
+        train, held_out = split(settings.data, settings.held_out, cache)
     notes = []
-    batch_size = recipe.train.batch_size
-    if batch_size > len(train):
+    batch_size, repeats = recipe.train.batch_size, settings.repeats
+    if batch_size > len(train) * repeats:
+        given = f"{len(train)} training images in {settings.data}" + f" give with --repeats {repeats}" * (repeats > 1)
         if settings.batch_size is not None:
-            raise ValueError(
-                f"--batch-size {batch_size} is more than the {len(train)} training images in {settings.data}"
-            )
-        batch_size = 1 << (len(train).bit_length() - 1)
-        notes.append(
-            f"the recipe's batch of {recipe.train.batch_size} is more than the {len(train)} images: {batch_size}"
-        )
+            raise ValueError(f"--batch-size {batch_size} is more than the {given}")
+        batch_size = repeats << (len(train).bit_length() - 1)
+        notes.append(f"the recipe's batch of {recipe.train.batch_size} is more than the {given}: {batch_size}")
     if batch_size % processes:
         raise ValueError(f"{processes} processes cannot share --batch-size {batch_size} equally")
     share = batch_size // processes
-    micro = settings.micro_batch or default_micro_batch(share, device)
+    of = f"the {share} images of each of {processes} processes" if processes > 1 else f"the batch size of {share}"
+    if share % repeats:
+        raise ValueError(f"--repeats {repeats} does not divide the {share} images that a process computes in a step")
+    sizes = divisors(share, repeats)
+    micro = settings.micro_batch if isinstance(settings.micro_batch, int) else default_micro_batch(sizes, device)
     if share % micro:
-        of = f"the {share} images of each of {processes} processes" if processes > 1 else f"the batch size of {share}"
         raise ValueError(f"--micro-batch {micro} does not divide {of}")
-    if micro % settings.repeats:
-        raise ValueError(f"--repeats {settings.repeats} does not divide the {micro} images computed at once")
+    if micro % repeats:
+        raise ValueError(f"--repeats {repeats} does not divide the {micro} images computed at once")
     precision = settings.precision or choose_precision(device)
     recipe = replace(recipe, train=replace(recipe.train, batch_size=batch_size, precision=precision))
     if len(train) // batch_size < 10 and settings.batch_size is None and name != "small":
@@ -120,15 +127,17 @@ def plan(name: str, settings: Settings, *, device: torch.device, processes: int 
     settings = replace(
         settings,
         **values,
-        data=settings.data.resolve(),
+        data=absolute(settings.data),
         decode=choose_decoder(settings.decode),
         image_size=recipe.image_size,
-        micro_batch=micro,
+        micro_batch="auto" if settings.micro_batch == "auto" else micro,
         probe_every=probe_every,
     )
     torch.manual_seed(settings.seed)
     method = build(recipe)
     tune(method, device, precision)
+    if precision == "bf16-pure" and processes > 1:
+        refuse_batch_norms(method, processes)
     return Plan(name, recipe, settings, method, train, held_out, share // micro, probe_every, notes)
 
 
@@ -153,15 +162,18 @@ def pretrain(recipe: str, settings: Settings, out: Path, *, machine: Machine = H
         if world.first(lambda: is_of_this_job(out)):
             return go_on(Run(out), machine, device, world, recipe=recipe if ":" in recipe else None)
         world.first(lambda: refuse_nonempty(out, overwrite=overwrite))
-        if settings.data.is_dir() and out.resolve().is_relative_to(settings.data.resolve()):
+        here = isinstance(settings.data, Path) and settings.data.is_dir()
+        if here and out.resolve().is_relative_to(absolute(settings.data)):
             raise ValueError(f"--out {out} lies inside --data {settings.data}: the run's pictures would become data")
-        request = plan(recipe, settings, device=device, processes=world.size)
+        cache = Cache.at(machine.cache, machine.cache_gb)
+        request = plan(recipe, settings, device=device, processes=world.size, cache=cache)
+        request, tuning = tuned(request, machine, device, world)
 
         def create() -> None:
-            Run.create(out, facts(request, device, world), overwrite=overwrite)
+            Run.create(out, facts(request, tuning, device, world), overwrite=overwrite)
 
         world.first(create)
-        return execute(request, Run(out), machine, device, world)
+        return execute(request, tuning, Run(out), machine, device, world)
 
 
 def is_of_this_job(out: Path) -> bool:
@@ -169,15 +181,21 @@ def is_of_this_job(out: Path) -> bool:
     return job() is not None and (out / "run.json").is_file() and Run(out).facts.get("job") == job()
 
 
-def resume(run: Run, *, machine: Machine = HERE, recipe: str | None = None, micro_batch: int | None = None) -> bool:
+def resume(
+    run: Run,
+    *,
+    machine: Machine = HERE,
+    recipe: str | None = None,
+    micro_batch: int | Literal["auto"] | None = None,
+) -> bool:
     """Continue a run exactly where its last checkpoint left it, with however many processes.
 
     Args:
         run: what to continue.
         machine: device, reading processes and the like.
         recipe: FILE.py:NAME, for a run made with a recipe from a file of your own.
-        micro_batch: images computed at once from now on; other numbers than before change results by rounding, and
-            batch normalisation's statistics.
+        micro_batch: images computed at once from now on, auto for what trials find; another number than before changes
+            results by rounding, and batch normalisation's statistics.
 
     Raises:
         ValueError: the images are not those the run began with.
@@ -195,45 +213,48 @@ def go_on(
     world: World,
     *,
     recipe: str | None = None,
-    micro_batch: int | None = None,
+    micro_batch: int | Literal["auto"] | None = None,
 ) -> bool:
     """What `resume` does, with the other processes."""
     recompose(run.facts, run.folder, recipe)
     settings = Settings.from_json(run.facts["settings"])
-    if micro_batch is None and settings.batch_size is not None and settings.micro_batch is not None:
+    if micro_batch is None and isinstance(settings.batch_size, int) and isinstance(settings.micro_batch, int):
         share = settings.batch_size // world.size
         micro_batch = (
             settings.micro_batch if share % settings.micro_batch == 0 else math.gcd(share, settings.micro_batch)
         )
     settings = replace(settings, micro_batch=micro_batch)
-    request = plan(recipe or run.facts["recipe"], settings, device=device, processes=world.size)
+    cache = Cache.at(machine.cache, machine.cache_gb)
+    request = plan(recipe or run.facts["recipe"], settings, device=device, processes=world.size, cache=cache)
     if run.facts["training"] != str(request.recipe.train):
         raise ValueError(f"{run.folder} began with {run.facts['training']}, which is {request.recipe.train} now")
     if run.facts["data"]["fingerprint"] != fingerprint(request):
         raise ValueError(f"the images in {request.settings.data} are no longer those that {run.folder} began with")
-    return execute(request, run, machine, device, world)
+    request, tuning = tuned(request, machine, device, world)
+    return execute(request, tuning, run, machine, device, world)
 
 
-def execute(request: Plan, run: Run, machine: Machine, device: torch.device, world: World = ALONE) -> bool:
+def execute(
+    request: Plan, tuning: Tuning, run: Run, machine: Machine, device: torch.device, world: World = ALONE
+) -> bool:
     """Train a plan in its run folder; the first process writes the report."""
     from mimkit.report import write_report
 
-    for line in (*describe(request, world), *request.notes) if world.leads else ():
+    for line in (*describe(request, world), *request.notes, *tuning.in_words()) if world.leads else ():
         print(line, file=sys.stderr)
-    workers = choose_workers(machine.workers)
-    batches = request.batches(workers, world)
+    batches = request.batches(tuning.workers, world, prefetch=tuning.prefetch, pinned=device.type == "cuda")
     every = request.probe_every * batches.steps_per_epoch
     method = request.method
     evaluators: list[tuple[int, Evaluator]] = []
     if len(request.held_out):
         bank = subset(request.train, request.settings.probe_images)
         test = subset(request.held_out, request.settings.probe_images)
-        at_once = request.settings.micro_batch or 1
-        probe = Probe(method, bank, test, device=device, workers=workers, batch_size=at_once)
+        probe = Probe(method, bank, test, device=device, workers=tuning.workers, batch_size=batches.share)
         shown = Reconstructions(method, subset(request.held_out, PICTURES), run.folder, device=device)
         evaluators = [(every, probe), (every, shown)]
     try:
-        with run.locked() if world.leads else contextlib.nullcontext():
+        with contextlib.ExitStack() as held:
+            world.first(lambda: held.enter_context(run.locked()))
             return fit(
                 method,
                 batches,
@@ -249,92 +270,20 @@ def execute(request: Plan, run: Run, machine: Machine, device: torch.device, wor
                 images=len(request.train) + len(request.held_out),
                 sinks=[tensorboard_sink(run.folder)] if machine.tensorboard and world.leads else [],
                 world=world,
-                blocks=blocks,
+                prepare=partial(prepare_blocks, compiled=request.settings.compile, recomputed=machine.recompute),
             )
     except OSError as error:  # a full disk, a folder gone: the request was fine, the work failed
         what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
         raise TrainingStopped(f"{what}; what was saved is kept, go on with: mimkit resume {run.folder}") from error
+    except DataUnreachable as error:
+        raise TrainingStopped(f"{error}; what was saved is kept, go on with: mimkit resume {run.folder}") from error
     finally:
         if world.leads:
             with contextlib.suppress(OSError):
                 write_report([run.folder], run.folder / "report.html")
 
 
-def blocks(method: torch.nn.Module) -> list[torch.nn.Module]:
-    """What FSDP shards as one: the blocks that are called as such. `VisibleSwin` calls the parts of its blocks."""
-    assert isinstance(method, Method)
-    parts = [method.readout, method.decoders]
-    return [
-        block
-        for part in (parts if isinstance(method.encoder, VisibleSwin) else [method.encoder, *parts])
-        for block in repeated(part)
-    ]
-
-
-def fingerprint(request: Plan) -> str:
-    """Of the names and labels of all images, training and held out."""
-    return f"{request.train.fingerprint()}-{request.held_out.fingerprint()}"
-
-
-def describe(request: Plan, world: World = ALONE) -> list[str]:
-    """A few lines that say what is about to be trained."""
-    values, settings, encoder = request.recipe.train, request.settings, request.method.encoder
-    height, width = request.recipe.image_size
-    how = "computing on visible tokens only"
-    if isinstance(encoder, DenseEncoder):
-        how = "mask tokens in place of hidden cells" + (f" ({encoder.why})" if encoder.why else "")
-    processes = f" in each of {world.size} processes, {world.parallel}" if world.size > 1 else ""
-    labels = f"{len(request.train.classes)} classes" if request.train.classes else "no class folders"
-    return [
-        f"{request.name}: {encoder.name} at {height} x {width}, {parameters(encoder):,} parameters, {how}",
-        f"data: {len(request.train):,} training and {len(request.held_out):,} held-out images, {labels}",
-        f"training: {values.epochs} epochs, batch {values.batch_size} ({settings.micro_batch} at once{processes}), "
-        f"peak learning rate {values.peak_lr:.3g} = {values.base_lr:g} x {values.batch_size} / {values.lr_batch}, "
-        f"{values.precision}",
-    ]
-
-
-def facts(request: Plan, device: torch.device, world: World = ALONE) -> dict[str, Any]:
-    """What run.json says."""
-    method, recipe = request.method, request.recipe
-    batches = request.batches(workers=0)
-    return {
-        "mimkit": version("mimkit"),
-        "recipe": request.name,
-        "settings": request.settings.to_json(),
-        "parts": parts_in_words(recipe)
-        | {"downstream": "the encoder with its final norm; readout and decoder serve pre-training only"},
-        "training": str(recipe.train),
-        "data": {
-            "path": str(request.settings.data),
-            "train_images": len(request.train),
-            "held_out_images": len(request.held_out),
-            "classes": request.train.classes,
-            "fingerprint": fingerprint(request),
-        },
-        "steps": recipe.train.epochs * batches.steps_per_epoch,
-        "steps_per_epoch": batches.steps_per_epoch,
-        "parameters": {
-            "encoder": parameters(method.encoder),
-            "readout": parameters(method.readout),
-            "decoder": parameters(method.decoders),
-        },
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "timm", "numpy", "pillow")},
-        "machine": machine_in_words(device),
-        "processes": world.size,
-        "job": job(),
-        "git_commit": git_commit(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def parameters(module: torch.nn.Module) -> int:
-    """How many numbers a module consists of."""
-    return sum(p.numel() for p in module.parameters())
-
-
-def default_micro_batch(batch_size: int, device: torch.device) -> int:
-    """The largest divisor of the batch size up to 256 on an accelerator, 128 on a CPU."""
+def default_micro_batch(sizes: Sequence[int], device: torch.device) -> int:
+    """The largest of rising sizes up to 256 on an accelerator, 128 on a CPU."""
     most = 128 if device.type == "cpu" else 256
-    return max(n for n in range(1, min(most, batch_size) + 1) if batch_size % n == 0)
+    return max((size for size in sizes if size <= most), default=sizes[0])

@@ -5,14 +5,17 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from mimkit.locations import located
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """All that may change a run's results. None means the recipe's value, or one chosen when the run starts."""
 
-    data: Path
-    """Folder of images, nested any way; a text file that lists them; a file of mimkit pack; or .tar shards:
-    "shards/train-{000..012}.tar", or a folder of them."""
+    data: str | Path
+    """Folder of images, nested any way; a text file that lists them; a file of mimkit pack; .tar or
+    .parquet shards: "shards/train-{000..012}.tar", or a folder of them, here or at a URL (https, s3, gs, hf); a folder
+    that Hugging Face's `datasets` has saved."""
     held_out: float = 0.1
     """Share of the images kept for evaluation, unless the folder has `train` and `val` folders."""
     backbone: str | None = None
@@ -58,10 +61,11 @@ class Settings:
     teacher: str | None = None
     """For --target features: the frozen timm model they come from."""
     epochs: int | None = None
-    batch_size: int | None = None
-    """Images per step; the learning rate follows it."""
-    micro_batch: int | None = None
-    """Images computed at once; gradients accumulate up to the batch size."""
+    batch_size: int | Literal["auto"] | None = None
+    """Images per step; the learning rate follows it. auto: the recipe's, with --micro-batch auto."""
+    micro_batch: int | Literal["auto"] | None = None
+    """Images that a process computes at once; gradients accumulate up to the batch size. auto: what trial steps find to
+    fit into memory and to be fast; default: at most 128 on a CPU, 256 elsewhere."""
     repeats: int = 1
     """Views, each with its own mask, cut from an image that is decoded once. Steps and epochs have as many views as
     without; a pass over all images takes so many epochs."""
@@ -79,8 +83,12 @@ class Settings:
     weight_decay: float | None = None
     clip_grad: float | None = None
     """Largest gradient norm."""
-    precision: Literal["bf16", "fp32"] | None = None
-    """Default: bf16 where the device computes fast in it, else fp32."""
+    precision: Literal["bf16", "bf16-pure", "fp32"] | None = None
+    """bf16 casts what matrix products take, over float32 weights; bf16-pure keeps weights, gradients and moments in
+    bfloat16 too, in 10 instead of 16 bytes a weight. Default: bf16 where the device computes fast in it, else fp32."""
+    compile: bool = False
+    """Compile each block of the model (torch.compile), which takes minutes before the first step. Needs a C++ compiler
+    on a CPU, Triton elsewhere."""
     ema: float | None = None
     """Decay per step of a moving average of the weights, such as 0.999, which is then what is probed and exported."""
     seed: int = 0
@@ -94,15 +102,22 @@ class Settings:
     """Share of unreadable training images at which the run stops."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "data", Path(self.data))
+        object.__setattr__(self, "data", located(self.data))
         object.__setattr__(self, "image_size", as_size(self.image_size))
         for name in ("taps", "hog_offsets", "mean", "std"):  # JSON has lists
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.batch_size == "auto":
+            if self.micro_batch not in (None, "auto"):
+                raise ValueError(
+                    f"--batch-size auto looks for what --micro-batch {self.micro_batch} says: give one of them"
+                )
+            object.__setattr__(self, "batch_size", None)
+            object.__setattr__(self, "micro_batch", "auto")
         counts = ("mask_cell", "class_tokens", "decoder_width", "decoder_depth", "decoder_heads", "micro_batch")
         for name in (*counts, "repeats", "probe_every", "probe_images", "log_every"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise ValueError(f"{flag(name)} must be at least 1, got {value}")
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise ValueError(f"--mean and --std go together, one number each per channel; got {self.mean}, {self.std}")
@@ -129,7 +144,7 @@ class Settings:
         unknown = values.keys() - {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(f"this version of mimkit knows no setting {', '.join(sorted(unknown))}")
-        return cls(**{**values, "data": Path(values["data"])})
+        return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +154,20 @@ class Machine:
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
     workers: int | None = None
-    """Processes that read images; default: one for each two cores, at least one, at most eight."""
+    """Processes that read images; default: as many as read faster than the device computes, by a short measurement. On
+    a CPU computing is the slower part, and readers take cores from it: there, one is often enough."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints; 0 writes one after each step."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Under torchrun: each process holds the whole model (ddp), or a share of every parameter (fsdp)."""
+    recompute: bool = False
+    """Keep only the inputs of each block for the backward pass, and compute the block again: less memory, more time."""
     sharded_checkpoints: bool = False
     """Under torchrun: each process writes what it holds, for models too large to be put together in one."""
+    cache: Path | None = None
+    """Where shards from URLs are kept while they are in use; default: MIMKIT_CACHE, or this system's place for such."""
+    cache_gb: float | None = None
+    """Most gigabytes that are kept there; default: MIMKIT_CACHE_GB, or 50."""
     tensorboard: bool = False
     """Also write TensorBoard events (pip install mimkit[tensorboard])."""
 
@@ -154,6 +176,8 @@ class Machine:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"{flag(name)} must be at least 0, got {value}")
+        if self.cache_gb is not None and not self.cache_gb > 0:
+            raise ValueError(f"--cache-gb must be above 0, got {self.cache_gb}")
 
 
 def as_size(sides: Sequence[int] | None) -> tuple[int, int] | None:

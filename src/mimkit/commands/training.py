@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
@@ -52,18 +52,25 @@ def pretrain(
     return finish(out, work(recipe, settings, out, machine=machine, overwrite=overwrite))
 
 
-def resume(run: Positional[Path], machine: OmitArgPrefixes[Machine], *, recipe: str | None = None) -> int:
+def resume(
+    run: Positional[Path],
+    machine: OmitArgPrefixes[Machine],
+    *,
+    micro_batch: int | Literal["auto"] | None = None,
+    recipe: str | None = None,
+) -> int:
     """Continue a run exactly where its last checkpoint left it.
 
     Args:
         run: run folder.
         machine: where to train it.
+        micro_batch: images computed at once from now on, or auto; the default is what the run began with.
         recipe: FILE.py:NAME, for a run made with a recipe from a file of your own.
     """
     from mimkit.pretrain import resume as work
     from mimkit.runs import Run
 
-    return finish(run, work(Run(run), machine=machine, recipe=recipe))
+    return finish(run, work(Run(run), machine=machine, recipe=recipe, micro_batch=micro_batch))
 
 
 def finish(run: Path, finished: bool) -> int:
