@@ -14,18 +14,19 @@ from statistics import median
 from typing import Any, Literal
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mimkit.bf16 import adamw, for_training
+from mimkit.blocks import prepare_blocks, require_compiler
 from mimkit.compose import compose
 from mimkit.lean import autocast
-from mimkit.machine import git_commit
+from mimkit.machine import git_commit, lines_of, resident
 from mimkit.peers import PEERS, peer, refuse_unequal
 from mimkit.precision import Precision, tune
 from mimkit.recipes import build
 from mimkit.settings import Settings
 
-Mode = Literal["eager", "compile"]
+Mode = Literal["eager", "compile", "graphs"]
 Clock = Literal["wall", "cpu"]
 CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -55,9 +56,10 @@ class Case:
         recipe: ours, or the name of a peer.
         settings: parts that replace the recipe's.
         batch_size: images of a step.
-        precision: bf16 is autocast.
-        mode: compile compiles each block.
+        precision: bf16 is autocast; see `Train`.
+        mode: compile compiles each block; graphs the whole, and replays it as CUDA graphs.
         device: torch's name for it.
+        recompute: keep only the inputs of each block for the backward pass.
     """
 
     recipe: str
@@ -66,11 +68,13 @@ class Case:
     precision: Precision
     mode: Mode
     device: str
+    recompute: bool = False
 
     @property
     def name(self) -> str:
         backbone = f" {self.settings.backbone}" if self.settings.backbone else ""
-        return f"{self.recipe}{backbone} {self.precision} {self.mode}"
+        again = " recompute" if self.recompute else ""
+        return f"{self.recipe}{backbone} {self.precision} {self.mode}{again}"
 
 
 def bench_step(
@@ -81,6 +85,7 @@ def bench_step(
     backbones: Sequence[str | None] = (None,),
     precisions: Sequence[Precision] = ("fp32",),
     modes: Sequence[Mode] = ("eager",),
+    recompute: bool = False,
     rounds: int,
     peers: bool,
     device: torch.device,
@@ -93,8 +98,9 @@ def bench_step(
         settings: parts that replace theirs.
         batch_size: images of a step.
         backbones: names; None is the recipe's own.
-        precisions: bf16 is autocast.
-        modes: compile compiles each block.
+        precisions: bf16 is autocast; see `Train`.
+        modes: compile compiles each block; graphs the whole, and replays it as CUDA graphs.
+        recompute: also with only the inputs of each block kept for the backward pass, in each mode.
         rounds: repetitions; medians are reported, of ratios the medians over rounds.
         peers: also Hugging Face's and lightly's MAE, after the last recipe of each precision.
         device: where to compute.
@@ -107,10 +113,17 @@ def bench_step(
         Memory is that of a process of its own, weights and optimiser included.
 
     Raises:
-        ValueError: recipe, backbone or size are wrong, a peer's package is missing, or there is no peer for this.
+        ValueError: recipe, backbone, size or mode are wrong, a peer's package is missing, or there is no peer for this.
     """
     if rounds < 1 or batch_size < 1:
         raise ValueError(f"--rounds and --batch-size must be at least 1, got {rounds} and {batch_size}")
+    if peers and "bf16-pure" in precisions:
+        raise ValueError("--peers are measured with --precision bf16 or fp32, not bf16-pure")
+    if "graphs" in modes and device.type != "cuda":
+        raise ValueError(f"--mode graphs replays CUDA graphs, which --device {device} does not have")
+    for mode in modes:
+        if mode != "eager":
+            require_compiler(device, f"--mode {mode}")
     cases: list[Case] = []
     for precision in precisions:
         own = [
@@ -121,11 +134,12 @@ def bench_step(
                 precision=precision,
                 mode=mode,
                 device=str(device),
+                recompute=again,
             )
-            for recipe, backbone, mode in product(recipes, backbones, modes)
+            for recipe, backbone, mode, again in product(recipes, backbones, modes, (False, True)[: 1 + recompute])
         ]
         cases += own
-        cases += [replace(own[0], recipe=name, mode="eager") for name in PEERS] if peers else []
+        cases += [replace(own[0], recipe=name, mode="eager", recompute=False) for name in PEERS] if peers else []
 
     rows, seconds, ceilings = measure(cases, rounds, clock, equal=peers)
     memory = {case.name: peak_memory(case) for case in cases}  # the models are gone: children share the machine's
@@ -171,7 +185,16 @@ def measure(
         works[case.name], facts = prepare(case)
         if equal and case.recipe not in PEERS:
             refuse_unequal(case.recipe, compose(case.recipe, case.settings), facts["backbone"])
-        rows.append({"case": case.name, "recipe": case.recipe, "precision": case.precision, "mode": case.mode} | facts)
+        rows.append(
+            {
+                "case": case.name,
+                "recipe": case.recipe,
+                "precision": case.precision,
+                "mode": case.mode,
+                "recompute": case.recompute,
+            }
+            | facts
+        )
     products = {case.precision: MatrixProduct(torch.device(case.device), case.precision) for case in cases}
     seconds = alternate(works | {f"product {p}": work for p, work in products.items()}, rounds, clock)
     return rows, seconds, {p: work.flop / median(seconds[f"product {p}"]) / 1e12 for p, work in products.items()}
@@ -218,7 +241,7 @@ def prepare(case: Case, *, count: bool = True) -> tuple[Callable[[], None], dict
         facts["encoder"] = "dense" if model.encoder.complete else "visible"
     facts["image_size"] = list(composed.image_size)
     facts["parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    model.to(device).train()
+    for_training(model, device, case.precision)
     images = torch.randn(case.batch_size, composed.channels, *composed.image_size, device=device)
 
     ours = case.recipe not in PEERS  # others run in autocast as it comes
@@ -238,9 +261,10 @@ def prepare(case: Case, *, count: bool = True) -> tuple[Callable[[], None], dict
             gradients()
         model.zero_grad(set_to_none=True)
         facts["tflop"] = counter.get_total_flops() / 1e12
-    if case.mode == "compile":
-        compile_blocks(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    prepare_blocks(model, compiled=case.mode == "compile", recomputed=case.recompute)
+    if case.mode == "graphs":
+        model.compile(mode="reduce-overhead", dynamic=False)
+    optimizer = adamw(model.parameters(), case.precision, lr=1e-4)
 
     def step() -> None:
         gradients()
@@ -250,14 +274,6 @@ def prepare(case: Case, *, count: bool = True) -> tuple[Callable[[], None], dict
             torch.cuda.synchronize()
 
     return step, facts
-
-
-def compile_blocks(model: nn.Module) -> None:
-    """Have each transformer or convolution block compiled when it is first called."""
-    for name, container in model.named_modules():
-        if name.endswith("blocks"):
-            for block in container.children():
-                block.compile(fullgraph=True)
 
 
 class MatrixProduct:
@@ -270,7 +286,7 @@ class MatrixProduct:
     def __init__(self, device: torch.device, precision: Precision) -> None:
         self.device = device
         side, self.times = (8192, 10) if device.type == "cuda" else (2048, 3)
-        number = torch.bfloat16 if precision == "bf16" else torch.float32
+        number = torch.float32 if precision == "fp32" else torch.bfloat16
         self.left, self.right = (torch.randn(side, side, device=device, dtype=number) for _ in range(2))
         self.flop = 2 * side**3 * self.times
 
@@ -302,17 +318,6 @@ def _peak_memory(case: Case) -> float:
     return resident("VmHWM") - before
 
 
-def resident(field: str) -> float:
-    """This process's memory in MiB: VmRSS is what it has now, VmHWM the most it had (Linux; nan elsewhere)."""
-    return next((int(line.split()[1]) / 1024 for line in lines_of("/proc/self/status", field)), float("nan"))
-
-
 def processor() -> str:
     """The processor's name where Linux tells it."""
-    return next((line.partition(":")[2].strip() for line in lines_of("/proc/cpuinfo", "model name")), "unknown")
-
-
-def lines_of(file: str, start: str) -> list[str]:
-    """Lines of a file that begin so; none where there is no such file."""
-    path = Path(file)
-    return [line for line in path.read_text().splitlines() if line.startswith(start)] if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines_of(Path("/proc/cpuinfo"), "model name")), "unknown")

@@ -17,7 +17,7 @@ MOST_LINES = 350
 
 # Lower layers first; a module imports its own layer and those below. What stands beside them is in BESIDE.
 LAYERS = [
-    {"grids", "randomness", "losses", "lean", "flags", "files"},
+    {"grids", "randomness", "losses", "lean", "flags", "files", "locations"},
     {"views"},
     {"masks", "targets"},
     {"backbones"},
@@ -26,23 +26,47 @@ LAYERS = [
     {"recipes", "settings", "precision"},
     {"compose"},
     {"data", "features", "probes", "pictures", "evaluators", "sources", "convert", "table", "machine"},
-    {"pretrain", "after", "bench", "bench_data", "peers", "demo"},
+    {"pretrain", "account", "tuning", "trials", "after", "bench", "bench_data", "peers", "demo"},
     {"commands"},
     {"cli"},
     {"__main__"},
 ]
 BESIDE = {
-    "distributed": set(),
+    "blocks": set(),
+    "distributed": {"blocks"},
+    "bf16": {"distributed", "randomness"},
     "checkpoint": {"files", "distributed"},
-    "state": {"checkpoint", "distributed", "schedule"},
+    "state": {"bf16", "checkpoint", "distributed", "schedule"},
     "runs": {"checkpoint", "distributed", "files"},
     "progress": set(),
     "signals": set(),
     "schedule": set(),
-    "train": {"lean", "state", "checkpoint", "distributed", "runs", "progress", "schedule", "signals"},
+    "train": {
+        "bf16",
+        "blocks",
+        "lean",
+        "state",
+        "checkpoint",
+        "distributed",
+        "runs",
+        "progress",
+        "schedule",
+        "signals",
+    },
     "report": {"files", "flags"},
 }
-WITHOUT_TORCH_AT_ONCE = {"__init__", "__main__", "cli", "commands", "settings", "files", "flags", "demo", "report"}
+WITHOUT_TORCH_AT_ONCE = {
+    "__init__",
+    "__main__",
+    "cli",
+    "commands",
+    "settings",
+    "files",
+    "flags",
+    "locations",
+    "demo",
+    "report",
+}
 HEAVY = {"torch", "timm", "sklearn", "skimage", "torchvision", "transformers", "safetensors"}
 
 

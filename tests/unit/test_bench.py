@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mimkit import bench
-from mimkit.bench import Case, MatrixProduct, alternate, as_table, bench_step, compile_blocks, prepare
+from mimkit.bench import Case, MatrixProduct, alternate, as_table, bench_step, prepare
 from mimkit.compose import compose
 from mimkit.peers import PEERS, peer, refuse_unequal
 from mimkit.recipes import build
@@ -91,13 +91,25 @@ def test_memory_is_measured_in_a_process_of_its_own():
     assert large > small + images
 
 
-def test_blocks_are_compiled():
-    method = build(compose("mae", TINY))
-    compile_blocks(method)
-    blocks = [*method.encoder.vit.blocks, *method.decoders[0].blocks]
-    assert blocks
-    assert all(block._compiled_call_impl is not None for block in blocks)
-    assert method.encoder.vit.patch_embed._compiled_call_impl is None
+def test_each_mode_is_measured_as_it_is_and_computing_blocks_again(known_numbers, monkeypatch):
+    prepared = []
+    monkeypatch.setattr(bench, "require_compiler", lambda device, flag: None)
+    monkeypatch.setattr(bench, "prepare_blocks", lambda model, **options: prepared.append(options))
+    both: list[bench.Mode] = ["eager", "compile"]
+    common = {"batch_size": 2, "rounds": 1, "peers": False, "device": CPU}
+    rows = bench_step(["mae"], TINY, modes=both, recompute=True, **common)["cases"]
+    names = ["eager", "eager recompute", "compile", "compile recompute"]
+    assert [row["case"] for row in rows] == [f"mae test_vit fp32 {name}" for name in names]
+    assert [(row["mode"], row["recompute"]) for row in rows] == list(itertools.product(both, (False, True)))
+    assert prepared == [
+        {"compiled": mode == "compile", "recomputed": again} for mode, again in itertools.product(both, (False, True))
+    ]
+    assert len({row["tflop"] for row in rows}) == 1  # what is computed again does not count
+
+
+def test_graphs_of_other_devices_are_refused():
+    with pytest.raises(ValueError, match="--mode graphs replays CUDA graphs, which --device cpu does not have"):
+        bench_step(["mae"], TINY, batch_size=2, modes=["graphs"], rounds=1, peers=False, device=CPU)
 
 
 @pytest.mark.parametrize(

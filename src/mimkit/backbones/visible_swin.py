@@ -6,6 +6,7 @@ head, G groups of g slots each (`window_groups.py`), S = G·g.
 
 import math
 from collections.abc import Sequence
+from types import MethodType
 
 import torch
 import torch.nn.functional as F
@@ -63,9 +64,11 @@ class VisibleSwin(Encoder):
         grid_for(image_size, self.smallest_cell)
         self.grids = [grid_for(image_size, cell) for cell in cells]
         for (h, w), stage in zip(self.grids, swin.layers, strict=True):
-            for rows, columns in (block.window_size for block in stage.blocks):
+            for block in stage.blocks:
+                rows, columns = block.window_size
                 if h % rows or w % columns:
                     raise ValueError(f"windows of {rows} x {columns} tokens do not divide a stage of {h} x {w} tokens")
+                block.forward = MethodType(forward_block, block)
 
     @property
     def norm(self) -> nn.Module:
@@ -83,7 +86,12 @@ class VisibleSwin(Encoder):
             if mask is None or ids is None:
                 x = stage.blocks(x)
             else:
-                x = run_blocks(stage.blocks, x, ids[i][:1] if mask.shared else ids[i], self.grids[i])
+                groups: dict[tuple[Grid, Grid], WindowGroups] = {}
+                for block in stage.blocks:
+                    windows = (block.window_size, block.shift_size)
+                    if windows not in groups:
+                        groups[windows] = group_windows(ids[i][:1] if mask.shared else ids[i], self.grids[i], *windows)
+                    x = block(x, groups[windows])
             after = min(i + 1, self.depth - 1)
             x = merge(self.swin.layers[after].downsample, x) if after > i else x
             if i in wanted:
@@ -135,23 +143,15 @@ def merge(merging: PatchMerging, x: Tensor) -> Tensor:
     return merging(x) if x.ndim == 4 else merging.reduction(merging.norm(x.unflatten(1, (-1, 4)).flatten(2)))
 
 
-def run_blocks(blocks: Sequence[SwinTransformerBlock], x: Tensor, ids: Tensor, grid: Grid) -> Tensor:
-    """timm's blocks of one stage over visible tokens.
+def forward_block(block: SwinTransformerBlock, x: Tensor, groups: WindowGroups | None = None) -> Tensor:
+    """What a block of timm's does here, under its own name: tokens [B, K, D] of these groups to the same.
 
-    Args:
-        blocks: in order.
-        x: tokens [B, K, D].
-        ids: int64 [B, K], where they lie, or [1, K] where that is the same for all samples.
-        grid: (h, w) of the stage.
+    Without groups, whole images [B, h, w, D], as in timm.
     """
-    groups: dict[tuple[Grid, Grid], WindowGroups] = {}
-    for block in blocks:
-        windows = (block.window_size, block.shift_size)
-        if windows not in groups:
-            groups[windows] = group_windows(ids, grid, *windows)
-        x = x + block.drop_path1(attend(block.attn, block.norm1(x), groups[windows]))
-        x = x + block.drop_path2(block.mlp(block.norm2(x)))
-    return x
+    if groups is None:
+        return type(block).forward(block, x)
+    x = x + block.drop_path1(attend(block.attn, block.norm1(x), groups))
+    return x + block.drop_path2(block.mlp(block.norm2(x)))
 
 
 def attend(attention: WindowAttention, x: Tensor, groups: WindowGroups) -> Tensor:

@@ -19,8 +19,9 @@ def bench(
     image_size: tuple[int, ...] | None = None,
     batch_size: int = 16,
     images: int = 256,
-    precision: tuple[Literal["bf16", "fp32"], ...] = ("fp32",),
-    mode: tuple[Literal["eager", "compile"], ...] = ("eager",),
+    precision: tuple[Literal["bf16", "bf16-pure", "fp32"], ...] = ("fp32",),
+    mode: tuple[Literal["eager", "compile", "graphs"], ...] = ("eager",),
+    recompute: bool = False,
     rounds: int = 5,
     peers: bool = False,
     device: str = "auto",
@@ -37,12 +38,13 @@ def bench(
         image_size: side of the images in pixels, or height and width; default: the recipe's, or 224.
         batch_size: for step: images per step.
         images: for data: files to read in each round.
-        precision: for step: bf16 autocast, float32, or both.
-        mode: for step: eager, with each block compiled, or both.
+        precision: for step: bf16 autocast, bfloat16 weights too, float32, or several of them.
+        mode: for step: eager, with each block compiled, with the whole step replayed as CUDA graphs, or several.
+        recompute: for step: each mode also with only the inputs of blocks kept for the backward pass.
         rounds: repetitions; medians are reported.
         peers: for step: also Hugging Face's and lightly's MAE (pip install mimkit[bench]).
         device: for step: cpu, cuda, ...
-        clock: for step: wall, or cpu for processor time, which a CPU shared with other work disturbs less.
+        clock: wall, or cpu for processor time, which a CPU shared with other work disturbs less.
         as_json: print JSON.
     """
     from mimkit import bench as benches
@@ -55,7 +57,7 @@ def bench(
             raise ValueError("bench data needs --data, a folder of images")
         from mimkit.bench_data import bench_data
 
-        result = bench_data(data, image_size=size or (224, 224), images=images, rounds=rounds)
+        result = bench_data(data, image_size=size or (224, 224), images=images, rounds=rounds, clock=clock)
     else:
         result = benches.bench_step(
             recipe,
@@ -64,6 +66,7 @@ def bench(
             backbones=backbone or (None,),
             precisions=precision,
             modes=mode,
+            recompute=recompute,
             rounds=rounds,
             peers=peers,
             device=choose_device(device),

@@ -1,0 +1,103 @@
+"""A run with compiled blocks: compiled once, saved under the same names, resumed to the same bits."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import TINY
+from torch import Tensor
+
+import mimkit.train
+from mimkit import blocks
+from mimkit.checkpoint import load_newest
+from mimkit.compose import compose
+from mimkit.pretrain import pretrain, resume
+from mimkit.progress import Progress
+from mimkit.recipes import build
+from mimkit.runs import Run
+from mimkit.settings import Machine, Settings
+from mimkit.sources import load_method
+
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory, make_photos) -> Settings:
+    """Four steps of two parts each, with averages, and looks at the encoder in between."""
+    data = make_photos(tmp_path_factory.mktemp("data") / "photos", count=15, classes=2, size=80)
+    few = {"batch_size": 4, "micro_batch": 2, "epochs": 2, "probe_every": 1, "log_every": 1, "held_out": 0.2}
+    return Settings(data=data, compile=True, ema=0.9, precision="fp32", **few, **TINY["mae"])
+
+
+class Backend:
+    """Runs graphs as they stand, and counts them and their runs."""
+
+    def __init__(self) -> None:
+        self.compiled = self.run = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        self.compiled += 1
+
+        def run(*inputs: Any) -> Any:
+            self.run += 1
+            return graph(*inputs)
+
+        return run
+
+
+@pytest.fixture
+def backend(monkeypatch) -> Backend:
+    backend = Backend()
+    monkeypatch.setattr(blocks, "BACKEND", backend)
+    return backend
+
+
+class Asked(Progress):
+    """Asks its own process to stop after the second step."""
+
+    def step(self, step: int) -> None:
+        super().step(step)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def weights(out: Path) -> dict[str, Tensor]:
+    found = load_newest(out / "checkpoints")
+    assert found is not None
+    return found.weights | found.training
+
+
+def test_a_compiled_run_is_resumed_to_the_same_bits(settings, backend, tmp_path, monkeypatch):
+    machine = Machine(workers=0)
+    assert pretrain("mae", settings, tmp_path / "whole", machine=machine)
+    plain = build(compose("mae", settings))
+    parts = len(blocks.blocks_of(plain))
+    assert 1 < backend.compiled <= 1 + parts  # one was to see whether there is a compiler
+    assert backend.run == 1 + 4 * 2 * parts
+    assert load_method(tmp_path / "whole").state_dict().keys() == plain.state_dict().keys()
+
+    monkeypatch.setattr(mimkit.train, "Progress", Asked)
+    assert not pretrain("mae", settings, tmp_path / "parts", machine=machine)
+    monkeypatch.setattr(mimkit.train, "Progress", Progress)
+    assert json.loads((tmp_path / "parts" / "run.json").read_text())["settings"]["compile"] is True
+    backend.run = 0
+    assert resume(Run(tmp_path / "parts"), machine=Machine(workers=0, recompute=True))
+    assert backend.run == 1 + 2 * 2 * 2 * parts
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_without_a_compiler_is_refused_before_anything_is_written(settings, tmp_path, monkeypatch):
+    def none(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(blocks, "BACKEND", none)
+    with pytest.raises(ValueError, match=r"^--compile needs .* for --device cpu: .*no compiler here"):
+        pretrain("mae", settings, tmp_path / "run", machine=Machine(device="cpu", workers=0))
+    assert not (tmp_path / "run").exists()
