@@ -68,7 +68,7 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, world: World = ALONE, 
         unfinished.rename(final)
         flush(folder)
         for old in _steps(folder)[:-KEPT]:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # someone may read it just now; the next time will do
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
@@ -124,13 +124,13 @@ def load(path: Path) -> Checkpoint:
         shares = state.pop("shares", [])
         if set(sums) != {"training.safetensors", "state.json", *(shares or ["weights.safetensors"])}:
             raise Torn("its list of checksums is incomplete")
-    except (FileNotFoundError, ValueError) as error:
+        training = load_file(path / "training.safetensors")
+        if shares:
+            found = _read_shares(path / "shares")
+            return Checkpoint(found["weights"], found["training"] | training, state)
+        return Checkpoint(load_file(path / "weights.safetensors"), training, state)
+    except (FileNotFoundError, ValueError) as error:  # also where the process that trains removes it just now
         raise Torn(str(error)) from error
-    training = load_file(path / "training.safetensors")
-    if shares:
-        found = _read_shares(path / "shares")
-        return Checkpoint(found["weights"], found["training"] | training, state)
-    return Checkpoint(load_file(path / "weights.safetensors"), training, state)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
@@ -199,7 +199,10 @@ def _read_shares(folder: Path) -> dict[str, dict[str, Tensor]]:
     tensors = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in known.items()}  # type: ignore
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
+        try:
+            dcp.load(tensors, storage_reader=reader, no_dist=True)
+        except dcp.api.CheckpointException as error:
+            raise next(iter(error.failures.values()))[0] from error
     found: dict[str, dict[str, Tensor]] = {"weights": {}, "training": {}}
     for key, value in tensors.items():
         kind, _, name = key.partition("/")

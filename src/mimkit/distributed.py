@@ -5,9 +5,10 @@ batch's gradient, as the slices are equal. Plain values travel over the host, so
 """
 
 import contextlib
+import copy
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +23,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+
+from mimkit.blocks import blocks_of
 
 Parallel = Literal["ddp", "fsdp"]
 Value = TypeVar("Value")
@@ -76,8 +79,8 @@ class World:
         if self.leads:
             try:
                 box[0] = work()
-            except (ValueError, OSError, RuntimeError) as error:
-                box[1] = error
+            except Exception as error:  # whatever it is, the others wait for an answer
+                box[1] = portable(error)
         dist.broadcast_object_list(box, src=0)
         if box[1] is not None:
             raise box[1]
@@ -92,6 +95,15 @@ class World:
 
 
 ALONE = World()
+
+
+def portable(error: Exception) -> Exception:
+    """The error, or one that says the same where that one cannot be made again from its arguments elsewhere."""
+    try:
+        copy.copy(error)
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 @contextmanager
@@ -117,6 +129,9 @@ def fresh(store: dist.Store, rank: int, size: int) -> dist.Store:
 
     torchrun keeps its store when it starts processes again, and with it the addresses of those it lost. So the first
     process makes up a name for the part, and tells it to each that asks under a name of its own, until all have heard.
+
+    Raises:
+        ConnectionError: some have not asked for as long as the store waits for anything.
     """
     mine = uuid4().hex
     if rank:
@@ -125,7 +140,10 @@ def fresh(store: dist.Store, rank: int, size: int) -> dist.Store:
         store.set(f"mimkit/heard/{name}/{rank}", "")
         return dist.PrefixStore(name, store)
     others = set(range(1, size))
+    patience = time.monotonic() + store.timeout.total_seconds()  # type: ignore[attr-defined]
     while others:
+        if time.monotonic() > patience:
+            raise ConnectionError(f"of {size} processes, these have not come: {', '.join(map(str, sorted(others)))}")
         for other in sorted(others):
             if store.check([f"mimkit/ask/{other}"]):
                 store.set(f"mimkit/answer/{store.get(f'mimkit/ask/{other}').decode()}", mine)
@@ -153,14 +171,14 @@ class LossOf(nn.Module):
         return loss
 
 
-def parallelized(model: nn.Module, world: World, device: torch.device, blocks: Sequence[nn.Module]) -> nn.Module:
+def parallelized(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     """What computes the model's loss together with the other processes; its parameters are the model's own.
 
     Args:
-        model: on its device. With fsdp its parameters are replaced by shares of them.
+        model: on its device. With fsdp its parameters are replaced by shares of them, and its blocks put together
+            from their shares one at a time.
         world: who takes part.
         device: the model's.
-        blocks: with fsdp, modules that are put together from their shares one at a time.
     """
     whole = LossOf(model)
     if world.size == 1:
@@ -168,7 +186,7 @@ def parallelized(model: nn.Module, world: World, device: torch.device, blocks: S
     if not world.sharded:
         return DistributedDataParallel(whole, gradient_as_bucket_view=True)
     mesh = init_device_mesh(device.type, (world.size,))
-    for module in (*blocks, whole):
+    for module in (*blocks_of(model), whole):
         fully_shard(module, mesh=mesh)
     return whole
 
@@ -178,15 +196,6 @@ def accumulating(step: nn.Module, *, more: bool) -> AbstractContextManager[None]
     if isinstance(step, FSDPModule):
         step.set_requires_gradient_sync(not more)
     return step.no_sync() if more and isinstance(step, DistributedDataParallel) else nullcontext()
-
-
-def repeated(model: nn.Module) -> list[nn.Module]:
-    """The blocks of a model: items of its lists that have several matrices, the innermost ones."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
-    items = {item: None for some in lists for item in some if not isinstance(item, nn.ModuleList | nn.Sequential)}
-    blocks = [item for item in items if sum(parameter.ndim > 1 for parameter in item.parameters()) > 1]
-    outer = {block for block in blocks for child in block.modules() if child is not block and child in blocks}
-    return [block for block in blocks if block not in outer]
 
 
 def whole(value: Tensor) -> Tensor:

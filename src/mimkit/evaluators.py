@@ -88,7 +88,8 @@ class Probe:
         for batch in load_images(self.held_out, size, channels, workers=self.workers, batch_size=self.batch_size):
             if len(batch.indices):
                 keys = sample_keys(0, 0, batch.indices).to(self.device)
-                losses.append((float(self.method(batch.images.to(self.device), keys=keys).loss), len(batch.indices)))
+                loss = self.method(batch.images.to(self.device), keys=keys, batch_key=torch.zeros_like(keys[:1])).loss
+                losses.append((float(loss), len(batch.indices)))
         return sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
 
 

@@ -1,5 +1,6 @@
 """Signals, taken where a run can take them: between steps, and not inside a backward pass."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -30,13 +31,18 @@ def uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """While inside, the first SIGTERM or SIGINT asks to stop after the step; a second one acts at once."""
+    """While inside, SIGTERM or SIGINT asks to stop after the step; a second SIGINT acts at once.
+
+    A second SIGTERM asks for the same: Slurm sends one to all processes of a job, and torchrun passes its own on. So it
+    is with any signal under torchrun. What must end at once is sent a SIGKILL.
+    """
     asked = False
 
     def ask(number: int, frame: object) -> None:
         nonlocal asked
         asked = True
-        signal.signal(number, old[number])
+        if number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
+            signal.signal(number, old[number])
 
     main = threading.current_thread() is threading.main_thread()  # elsewhere Python forbids handlers
     numbers = (signal.SIGTERM, signal.SIGINT) if main else ()

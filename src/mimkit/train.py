@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from mimkit.bf16 import for_training
+from mimkit.blocks import uncompiled
 from mimkit.checkpoint import Checkpoint
-from mimkit.distributed import ALONE, World, accumulating, parallelized, repeated
+from mimkit.distributed import ALONE, World, accumulating, parallelized
 from mimkit.lean import autocast
 from mimkit.progress import Progress
 from mimkit.runs import Run
@@ -30,8 +32,8 @@ __all__ = ["State", "Train", "TrainingStopped", "fit", "parameter_groups"]
 
 Row = dict[str, Any]
 
-NO_MEMORY = ("out of memory", "can't allocate memory")  # of devices, and of the machine
-NO_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")  # of devices, of the machine
+NO_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
 
 
 class Batches(Protocol):
@@ -76,7 +78,7 @@ def fit(
     images: int = 0,
     sinks: Iterable[Callable[[Row], None]] = (),
     world: World = ALONE,
-    blocks: Callable[[nn.Module], Sequence[nn.Module]] = repeated,
+    prepare: Callable[[nn.Module], object] = lambda model: None,
 ) -> bool:
     """Train from the run's latest checkpoint, or from the start, to the end.
 
@@ -97,8 +99,8 @@ def fit(
         sinks: called with every row, such as a TensorBoard writer.
         world: the processes that train together. `batches` are this one's slices, and all give the same values; the
             first one writes, evaluates and speaks.
-        blocks: of the model: what is sharded as one, where parameters lie in shares. The model itself stays whole
-            then, and has the trained weights when evaluators look and in the end.
+        prepare: called with the model that is trained, before it is sharded. Where parameters lie in shares that is
+            a copy: the model itself stays whole, and has the trained weights when evaluators look and in the end.
 
     Returns:
         True at the end; False when a signal asked to stop, and a checkpoint was written.
@@ -111,13 +113,15 @@ def fit(
     device = torch.device(device)
     gpus = [device] if device.type == "cuda" else []
     trained = copy.deepcopy(model) if world.sharded else model
-    loss_of = parallelized(trained.to(device).train(), world, device, blocks(trained) if world.sharded else ())
+    prepare(for_training(trained, device, values.precision))
+    loss_of = parallelized(trained, world, device)
     state = State(trained, values, world)
     if world.sharded and world.leads:
         model.to(device)
     first = newest(run, world)
     if first is not None:
         state.restore(first)
+    del first  # as large as what it was for
     met: list[tuple[str, str]] = []  # unreadable images of this step
 
     def record(row: Row) -> None:
@@ -134,7 +138,7 @@ def fit(
         with progress.pausing(), state.shown_in(model):
             for evaluator in due if world.leads else ():
                 model.eval()
-                with torch.random.fork_rng(devices=gpus), torch.no_grad():
+                with torch.random.fork_rng(devices=gpus), torch.no_grad(), uncompiled():
                     row = evaluator(step)
                 model.train()
                 if row is not None:
@@ -175,7 +179,7 @@ def fit(
     def warm_up(batch: Any) -> None:
         """A first pass that is no step: DDP orders its sums anew after it, and a resumed run should sum as before."""
         trained.eval()
-        with torch.random.fork_rng(devices=gpus):
+        with torch.random.fork_rng(devices=gpus), uncompiled():
             backward(batch)
         trained.train()
         refuse_without_gradient(state)
@@ -227,7 +231,7 @@ def fit(
             overdue = time.monotonic() - saved_at >= checkpoint_minutes * 60
             stopping, saving, unreadable = world.any(stop(), world.leads and overdue, bool(met))
             if unreadable:
-                count_skipped(step, [one for some in world.gather(met) for one in some])
+                count_skipped(step, sorted(one for some in world.gather(met) for one in some))
                 met.clear()
             if step == steps:
                 record({"kind": "end", "step": steps})
@@ -286,19 +290,34 @@ def explained(step: Callable[[], int], run: Run, micro_batch: int) -> Iterator[N
     except (ValueError, RuntimeError, MemoryError, ConnectionError, EOFError) as error:
         if type(error).__module__.startswith("mimkit."):
             raise
-        lines = str(error).strip().splitlines() or [""]
+        reason = in_a_line(error)
         on = f"the last checkpoint is kept, go on with: mimkit resume {run.folder}"
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY):
-            smaller = f" --micro-batch {micro_batch // 2}" if micro_batch > 1 else ""
+        if out_of_memory(error):
+            smaller = next((n for n in range(micro_batch // 2, 0, -1) if micro_batch % n == 0), None)
             what = f"out of memory in step {step()}, with --micro-batch {micro_batch}"
-            raise TrainingStopped(f"{what}; {on}{smaller}") from error
-        if "DataLoader worker" in str(error) or isinstance(error, ConnectionError | EOFError):
-            raise TrainingStopped(f"a process that reads images was lost in step {step()}: {lines[0]}; {on}") from error
+            raise TrainingStopped(f"{what}; {on}{f' --micro-batch {smaller}, or auto' if smaller else ''}") from error
+        if "DataLoader worker (pid" in str(error) or isinstance(error, ConnectionError | EOFError):
+            raise TrainingStopped(f"a process that reads images was lost in step {step()}: {reason}; {on}") from error
         if isinstance(error, dist.DistError) or any(words in str(error) for words in NO_PEER):
             raise TrainingStopped(f"another process of this run was lost in step {step()}; {on}") from error
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
-        raise TrainingStopped(f"step {step()}: {type(error).__name__} in {where}: {lines[0]}; {on}") from error
+        raise TrainingStopped(f"step {step()}: {type(error).__name__} in {where}: {reason}; {on}") from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the machine had too little memory."""
+    said = any(words in str(error) for words in NO_MEMORY)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and said)
+
+
+def in_a_line(error: BaseException) -> str:
+    """The first line of what an error says; of one that a reading process met, the last lines of its traceback."""
+    lines = str(error).strip().splitlines() or [""]
+    if not lines[0].startswith("Caught "):
+        return lines[0]
+    said = itertools.takewhile(lambda line: not line.startswith(" "), reversed(lines))
+    return "; ".join(reversed([*said]))
 
 
 def beside_untrained(row: Row, run: Run) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -160,6 +161,37 @@ def test_a_failed_write_keeps_what_there_was(tmp_path, monkeypatch, call):
         save(tmp_path, 7, state(7))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000005", "step-00000006"]
     assert same(recover(tmp_path), state(6))
+
+
+@pytest.mark.parametrize("gone", ["training.safetensors", "weights.safetensors"])
+def test_one_that_is_removed_while_it_is_read_is_passed_over(tmp_path, monkeypatch, gone):
+    """Between its checksums and its tensors: the process that trains keeps the newest two only."""
+    save(tmp_path, 5, state(5))
+    read = checkpoint.load_file
+
+    def late(path: Path) -> dict[str, torch.Tensor]:
+        if path.name == gone and path.exists():
+            save(tmp_path, 6, state(6))
+            save(tmp_path, 7, state(7))
+            monkeypatch.setattr(checkpoint, "load_file", read)
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "load_file", late)
+    assert same(load_newest(tmp_path), state(7))
+
+
+def test_one_that_cannot_be_removed_does_not_stop_the_run(tmp_path, monkeypatch):
+    """A file that some other machine has open comes back under another name on NFS."""
+    for step in (5, 6):
+        save(tmp_path, step, state(step))
+    remove = os.rmdir
+    monkeypatch.setattr(os, "rmdir", lambda path, **at: None if "005" in str(path) else remove(path, **at))
+    save(tmp_path, 7, state(7))
+    assert sorted(path.name for path in tmp_path.iterdir())[1:] == ["step-00000006", "step-00000007"]
+    monkeypatch.undo()
+    assert same(recover(tmp_path), state(7))
+    save(tmp_path, 8, state(8))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000007", "step-00000008"]
 
 
 def test_optimizer_returns_to_the_same_parameters():

@@ -259,6 +259,23 @@ def test_two_processes_fetch_a_shard_once(server: ShardServer, cache: Cache) -> 
     assert dict(server.gets) == {f"train-{number:03d}.tar": 1 for number in range(4)}
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_process_leaves_its_parents_connections_alone(server: ShardServer) -> None:
+    """Where it closes them, the parent waits for an answer until its time is up: a minute."""
+    url = f"{server.url}/train-000.tar"
+    expected = remote_module.fetch_small(url, 10**6)
+    assert expected
+    for _ in range(2):
+        process = multiprocessing.get_context("fork").Process(target=remote_module.fetch_small, args=(url, 10**6))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        started = time.monotonic()
+        assert remote_module.fetch_small(url, 10**6) == expected
+        assert time.monotonic() - started < 20
+
+
 def test_the_bound_is_kept_and_what_is_in_use_stays(server: ShardServer, cache: Cache) -> None:
     files = remote_files(f"{server.url}/train-{{000..003}}.tar")
     sizes = [file.size for file in files]

@@ -1,11 +1,11 @@
-"""What arrives inside a backward pass is taken after it."""
+"""What arrives inside a backward pass is taken after it; who asks a run to stop may ask twice."""
 
 import os
 import signal
 
 import pytest
 
-from mimkit.signals import uninterrupted
+from mimkit.signals import stop_signals, uninterrupted
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="needs SIGCHLD")
 
@@ -52,3 +52,35 @@ def test_without_a_handler_nothing_is_changed():
             assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+def asked_twice(number: int) -> bool:
+    with stop_signals() as stop:
+        assert not stop()
+        os.kill(os.getpid(), number)
+        assert stop()
+        os.kill(os.getpid(), number)
+        return stop()
+
+
+@pytest.fixture
+def interrupting():
+    """What a shell's background job has not: SIGINT raises."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_sigterm_may_come_twice(interrupting):
+    """From Slurm to all processes, and from torchrun to its own: they still save."""
+    handler = signal.getsignal(signal.SIGTERM)
+    assert asked_twice(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_second_sigint_acts_at_once_but_under_torchrun(interrupting, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        asked_twice(signal.SIGINT)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    assert asked_twice(signal.SIGINT)

@@ -1,6 +1,7 @@
 """Commands that train: demo, recipes, pretrain, resume."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -74,7 +75,9 @@ def resume(
 
 
 def finish(run: Path, finished: bool) -> int:
-    """Say how a run ended."""
+    """Say how a run ended; of several processes, the first one does."""
+    if os.environ.get("RANK", "0") != "0":
+        return 0
     if finished:
         print(f"done: {run}\nreport: {run / 'report.html'}")
     else:

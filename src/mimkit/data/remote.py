@@ -37,6 +37,8 @@ _WRONG_REQUESTS = (FileNotFoundError, PermissionError, IsADirectoryError, NotImp
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE)
 
 Item = TypeVar("Item")
+_SYSTEMS: list[Any] = []
+
 Made = TypeVar("Made")
 
 
@@ -181,7 +183,11 @@ def path_of(url: str) -> str:
 
 
 def _connect(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it. fsspec keeps one for each process."""
+    """The file system of a URL, and the path in it.
+
+    fsspec has one for each process, and in a forked process drops its parent's; that would close connections which the
+    parent still uses, and leave it waiting for an answer. So what was once connected is kept.
+    """
     from fsspec.core import url_to_fs
 
     options: dict[str, Any] = {}
@@ -193,11 +199,14 @@ def _connect(url: str) -> tuple[Any, str]:
             # By default a whole file must come within five minutes, and may come compressed, its length unknown.
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
             options = {"client_kwargs": {"timeout": timeout}, "headers": {"Accept-Encoding": "identity"}}
-        return url_to_fs(url, **options)
+        system, path = url_to_fs(url, **options)
     except ImportError as error:
         package = _PACKAGES.get(scheme)
         how = f"pip install {package}" if package else str(error)
         raise ValueError(f"{url} cannot be read without another package: {how}") from error
+    if not any(system is kept for kept in _SYSTEMS):
+        _SYSTEMS.append(system)
+    return system, path
 
 
 def _described(url: str) -> dict[str, Any]:
