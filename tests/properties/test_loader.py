@@ -474,7 +474,8 @@ def is_running(pid: int) -> bool:
 def test_workers_do_not_outlive_a_killed_main_process(images: ImageList, method: str) -> None:
     """Ended by the kernel for its memory, say, it must not leave workers behind, with all that they hold."""
     told, tell = multiprocessing.Pipe(duplex=False)
-    main = multiprocessing.get_context("fork").Process(target=run_until_killed, args=(images, method, tell))
+    context = multiprocessing.get_context("fork" if method == "fork" else "spawn")  # a fork would have our forkserver
+    main = context.Process(target=run_until_killed, args=(images, method, tell))
     main.start()
     assert told.poll(timeout=120)
     workers = told.recv()
