@@ -1,5 +1,6 @@
 """How long work looks from outside: a bar on a terminal, a plain line now and then elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 PLAIN_SECONDS = 10.0
+
+
+def speaking() -> bool:
+    """Whether this process speaks: of several that torchrun started, only the first one does."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Progress:

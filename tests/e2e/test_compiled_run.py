@@ -3,12 +3,12 @@
 import json
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from graphs import Graphs
 from tiny import TINY
 from torch import Tensor
 
@@ -34,25 +34,9 @@ def settings(tmp_path_factory, make_photos) -> Settings:
     return Settings(data=data, compile=True, ema=0.9, precision="fp32", **few, **TINY["mae"])
 
 
-class Backend:
-    """Runs graphs as they stand, and counts them and their runs."""
-
-    def __init__(self) -> None:
-        self.compiled = self.run = 0
-
-    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        self.compiled += 1
-
-        def run(*inputs: Any) -> Any:
-            self.run += 1
-            return graph(*inputs)
-
-        return run
-
-
 @pytest.fixture
-def backend(monkeypatch) -> Backend:
-    backend = Backend()
+def backend(monkeypatch) -> Graphs:
+    backend = Graphs()
     monkeypatch.setattr(blocks, "BACKEND", backend)
     return backend
 

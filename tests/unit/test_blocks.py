@@ -9,6 +9,7 @@ from typing import Any
 import build
 import pytest
 import torch
+from graphs import Graphs
 from tiny import TINY
 from torch import Tensor, nn
 
@@ -28,22 +29,6 @@ CPU = torch.device("cpu")
 BATCH = 2
 KINDS = ("mae", "crossmae", "simmim", "simmim-vit", "greenmim", "convmae")  # of blocks
 CASES = [*((name, "bf16") for name in TINY), *((name, "fp32") for name in KINDS)]
-
-
-class Graphs:
-    """A backend of torch.compile that computes graphs as they stand, and counts them and how often they are run."""
-
-    def __init__(self) -> None:
-        self.compiled = self.run = 0
-
-    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        self.compiled += 1
-
-        def run(*inputs: Any) -> Any:
-            self.run += 1
-            return graph(*inputs)
-
-        return run
 
 
 GRAPHS = Graphs()  # one for all tests, as recipes share theirs

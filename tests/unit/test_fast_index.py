@@ -20,23 +20,33 @@ def test_paths_are_sorted_as_whole_strings(tmp_path: Path) -> None:
     assert list(find_images(tmp_path).paths) == sorted(names)
 
 
+def cost(data: Path, count: int) -> tuple[float, float]:
+    """Bytes for each of so many images, once they are split and at the most."""
+    tracemalloc.start()
+    images = split(data)
+    kept, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(map(len, images)) == count
+    return kept / count, most / count
+
+
+def assert_flat(costs: list[tuple[float, float]]) -> None:
+    """Of few images and of many: 1.3 million are to take less than 300 MB."""
+    (_, most_of_few), (kept, most) = costs
+    assert kept < 100
+    assert most < 230
+    assert most < 1.1 * most_of_few
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 def test_an_index_costs_no_more_per_image_as_it_grows(tmp_path: Path, labelled: bool) -> None:
-    """Bytes at the most and afterwards; 1.3 million images are to take less than 300 MB."""
     costs = []
     for count in (2_000, 40_000):
         paths = (f"train/n{i // 1300:08d}/n{i // 1300:08d}_{i % 1300}.JPEG" for i in range(count))
         lines = (f"{path}\t{path[6:15]}" if labelled else path for path in paths)
         (tmp_path / "list.txt").write_text("\n".join(lines))
-        tracemalloc.start()
-        images = split(tmp_path / "list.txt")
-        kept, most = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        assert sum(map(len, images)) == count
-        costs.append((kept / count, most / count))
-    assert costs[1][0] < 100
-    assert costs[1][1] < 230
-    assert costs[1][1] < 1.1 * costs[0][1]
+        costs.append(cost(tmp_path / "list.txt", count))
+    assert_flat(costs)
 
 
 def test_a_folder_costs_no_more_per_image_as_it_grows(tmp_path: Path) -> None:
@@ -47,15 +57,8 @@ def test_a_folder_costs_no_more_per_image_as_it_grows(tmp_path: Path) -> None:
             for i in range(200):
                 os.close(os.open(folder / f"{folder.name}_{i}.JPEG", os.O_CREAT))
         image_suffixes()  # what Pillow loads on first use is no part of it
-        tracemalloc.start()
-        images = split(tmp_path / str(count))
-        kept, most = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        assert sum(map(len, images)) == count
-        costs.append((kept / count, most / count))
-    assert costs[1][0] < 100
-    assert costs[1][1] < 230
-    assert costs[1][1] < 1.1 * costs[0][1]
+        costs.append(cost(tmp_path / str(count), count))
+    assert_flat(costs)
 
 
 def test_a_folder_of_images_is_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

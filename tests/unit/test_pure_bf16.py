@@ -8,7 +8,18 @@ from types import SimpleNamespace
 import dense_families
 import pytest
 import torch
-from test_train import EPOCHS, STEPS, VALUES, Batches, Interrupted, Regression, rows, same, weights
+from test_train import (
+    EPOCHS,
+    STEPS,
+    VALUES,
+    Batches,
+    Interrupted,
+    Regression,
+    assert_device_is_not_asked,
+    rows,
+    same,
+    weights,
+)
 from tiny import TINY
 from torch import Tensor, nn
 
@@ -314,21 +325,4 @@ def test_training_lowers_the_loss_as_in_float32(tmp_path):
 
 
 def test_a_step_does_not_ask_the_device(run, monkeypatch):
-    asked, steps = [], []
-    for name in ("__bool__", "__float__", "item", "tolist"):
-        original = getattr(Tensor, name)
-
-        def ask(self: Tensor, *args: object, name: str = name, original: Callable = original) -> object:
-            asked.append((len(steps), name))
-            return original(self, *args)
-
-        monkeypatch.setattr(Tensor, name, ask)
-
-    class Counted(Pure):
-        def forward(self, x: Tensor, y: Tensor) -> SimpleNamespace:
-            steps.append(None)
-            return super().forward(x, y)
-
-    fit(Counted(), Batches(poisoned=(2,)), replace(PURE, clip_grad=1.0, ema=0.9), run, log_every=6)
-    assert len(steps) == STEPS * EPOCHS
-    assert {step for step, _ in asked} <= {6, STEPS * EPOCHS}
+    assert_device_is_not_asked(Pure(), PURE, run, monkeypatch)

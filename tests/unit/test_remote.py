@@ -76,6 +76,13 @@ def same(a: loader.Batch, b: loader.Batch) -> bool:
     return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("images", "keys", "indices"))
 
 
+def assert_same_from(step: int, count: int, some: TrainBatches, reference: TrainBatches) -> None:
+    running = some.starting_at(step)
+    for number in range(step, step + count):
+        assert same(next(running), reference.part(number))
+    running.close()
+
+
 def until(condition: Callable[[], bool]) -> None:
     for _ in range(200):
         if condition():
@@ -110,10 +117,7 @@ def test_every_batch_is_that_of_the_same_shards_here(
     monkeypatch.setattr("mimkit.data.order.SHARDS_AT_ONCE", 2)
     reference = batches(find_images(local))
     far = batches(find_images(f"{server.url}/train-{{000..003}}.tar", cache), workers=workers)
-    running = far.starting_at(0)
-    for number in range(8):
-        assert same(next(running), reference.part(number))
-    running.close()
+    assert_same_from(0, 8, far, reference)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -124,10 +128,7 @@ def test_a_resume_in_the_midst_of_a_pass_with_nothing_kept(
     reference = batches(find_images(local))
     for start in (2, 5):
         far = find_images(f"{server.url}/train-{{000..003}}.tar", Cache(tmp_path / f"empty-{start}", 10**9))
-        running = batches(far, workers=workers).starting_at(start)
-        for number in range(start, start + 3):
-            assert same(next(running), reference.part(number))
-        running.close()
+        assert_same_from(start, 3, batches(far, workers=workers), reference)
 
 
 def test_splits_and_folders(local: Path, server: ShardServer, cache: Cache, tmp_path: Path) -> None:

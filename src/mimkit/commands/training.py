@@ -1,7 +1,6 @@
 """Commands that train: demo, recipes, pretrain, resume."""
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -76,7 +75,9 @@ def resume(
 
 def finish(run: Path, finished: bool) -> int:
     """Say how a run ended; of several processes, the first one does."""
-    if os.environ.get("RANK", "0") != "0":
+    from mimkit.progress import speaking
+
+    if not speaking():
         return 0
     if finished:
         print(f"done: {run}\nreport: {run / 'report.html'}")

@@ -168,7 +168,7 @@ class TrainBatches:
         """
         count, order = len(self.images), self._order
         views = Views(self.images, self.view, self.size, self.channels, self.decode)
-        whole, share = self._images_per_step, self._images_per_step // (self.parts * self.world)
+        whole, share = self._images_per_step, self.share // self.repeats
         epoch, place = divmod(number, count // whole * self.parts)
         first = (place * self.world + self.rank) * share
         indices = order.at(self.seed, epoch, np.arange(first, first + share))

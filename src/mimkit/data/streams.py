@@ -4,7 +4,6 @@ A shard is fetched whole when the first image of it is read, and images are deal
 one stretch of a pass. A batch stays a function of its number: there is no stream to save or to replay.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from mimkit.data.parquet import open_parquet
 from mimkit.data.remote import RemoteFile, at_once, fetch, fetch_small, path_of, remote_files, root_of
 from mimkit.data.shards import INDEX_VERSION, Index, Shards, build_index, pack_index, unpack_index
 from mimkit.data.workers import DataUnreachable
-from mimkit.progress import Progress
+from mimkit.progress import Progress, speaking
 
 _BUILT_AT_ONCE = 4
 
@@ -68,8 +67,7 @@ def _indices(files: Sequence[RemoteFile], cache: Cache) -> list[Index]:
     unknown = [file for file in missing if file not in kept]
     if unknown:
         size = sum(file.size for file in unknown) / GIGABYTE
-        silent = os.environ.get("RANK", "0") != "0"  # another process of the same job speaks
-        with Progress(steps=len(unknown), done=0, images_per_step=1, unit="shard", silent=silent) as progress:
+        with Progress(steps=len(unknown), done=0, images_per_step=1, unit="shard", silent=not speaking()) as progress:
             progress.line(
                 f"{len(unknown)} shards, {size:.2g} GB, have no index beside them: each is read through, this once"
             )
