@@ -11,26 +11,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mimkit.features import ImageEncoder as ImageEncoder
+    from mimkit.evaluation.features import ImageEncoder as ImageEncoder
     from mimkit.masks import Mask as Mask
-    from mimkit.pretrain import pretrain as pretrain
-    from mimkit.pretrain import resume as resume
-    from mimkit.runs import Run as Run
+    from mimkit.pretraining import pretrain as pretrain
+    from mimkit.pretraining import resume as resume
     from mimkit.settings import Machine as Machine
     from mimkit.settings import Settings as Settings
     from mimkit.sources import load_encoder as load_encoder
     from mimkit.sources import load_method as load_method
+    from mimkit.training.run_folder import Run as Run
 
 _HOME = {
-    "ImageEncoder": "mimkit.features",
+    "ImageEncoder": "mimkit.evaluation.features",
     "Machine": "mimkit.settings",
     "Mask": "mimkit.masks",
-    "Run": "mimkit.runs",
+    "Run": "mimkit.training.run_folder",
     "Settings": "mimkit.settings",
     "load_encoder": "mimkit.sources",
     "load_method": "mimkit.sources",
-    "pretrain": "mimkit.pretrain",
-    "resume": "mimkit.pretrain",
+    "pretrain": "mimkit.pretraining",
+    "resume": "mimkit.pretraining",
 }
 __all__ = sorted(_HOME)
 

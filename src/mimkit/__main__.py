@@ -2,7 +2,7 @@
 
 import sys
 
-from mimkit.cli import main
+from mimkit.cli.main import main
 
 
 def run() -> None:

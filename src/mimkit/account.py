@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mimkit.backbones import DenseEncoder
-from mimkit.distributed import ALONE, World, job
-from mimkit.machine import git_commit, machine_in_words
 from mimkit.recipes import parts_in_words
-from mimkit.tuning import Tuning
+from mimkit.training.auto_workers import Tuning
+from mimkit.training.distributed import ALONE, World, job
+from mimkit.training.hardware import git_commit, machine_in_words
 
 if TYPE_CHECKING:
-    from mimkit.pretrain import Plan
+    from mimkit.pretraining import Plan
 
 
 def fingerprint(request: "Plan") -> str:

@@ -14,9 +14,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mimkit.backbones import Latent
+from mimkit.backbones.lean_block import LeanBlock
 from mimkit.backbones.visible import init_like_mae, positions_for, take
 from mimkit.grids import Grid, sincos_positions
-from mimkit.lean import LeanBlock
 from mimkit.masks import Mask
 
 
@@ -36,7 +36,7 @@ class TransformerDecoder(nn.Module):
 
     Attributes:
         positions: [1, N, E], fixed; imported ones need not be sine-cosine.
-        scored_only: while training, predict no cells but those that the loss counts (`mimkit.precision.tune` sets it).
+        scored_only: while training, predict no cells but those that the loss counts (`mimkit.efficiency.tune` sets it).
 
     Raises:
         ValueError: the heads do not divide the width, or `rescaling` does not know such a pair of grids.

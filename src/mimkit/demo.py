@@ -40,9 +40,9 @@ HELD_OUT_STRIDE = 16
 
 def run_demo(out: Path, *, overwrite: bool = False) -> bool:
     """Make the tiles and pre-train `small` on them into `out`/run. False where a signal stopped it early."""
-    from mimkit.pretrain import pretrain
-    from mimkit.runs import refuse_nonempty
+    from mimkit.pretraining import pretrain
     from mimkit.settings import Settings
+    from mimkit.training.run_folder import refuse_nonempty
 
     run, tiles = out / "run", out / "photographs"
     refuse_nonempty(run, overwrite=overwrite)

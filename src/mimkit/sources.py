@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from mimkit.backbones import create_encoder
 from mimkit.backbones.load import parse_name
-from mimkit.checkpoint import load_newest
 from mimkit.compose import compose
-from mimkit.features import ImageEncoder
+from mimkit.evaluation.features import ImageEncoder
 from mimkit.method import Method
 from mimkit.recipes import Recipe, build, parts_in_words
-from mimkit.runs import Run
 from mimkit.settings import Settings
+from mimkit.training.checkpoint import load_newest
+from mimkit.training.run_folder import Run
 from mimkit.views import Normalization
 
 

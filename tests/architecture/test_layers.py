@@ -193,8 +193,8 @@ def loaded_after(code: str) -> set[str]:
     [
         "import mimkit; mimkit.Settings",
         "from mimkit.report import write_report",
-        "from mimkit.cli import main; main(['--help'])",
-        "from mimkit.cli import main; main(['pretrain', '--help'])",
+        "from mimkit.cli.main import main; main(['--help'])",
+        "from mimkit.cli.main import main; main(['pretrain', '--help'])",
     ],
 )
 def test_torch_is_not_loaded(code):

@@ -6,7 +6,7 @@ INTERRUPT=rank:step:signal torchrun ... interrupted.py pretrain ...
 import os
 import sys
 
-from mimkit.cli import main
+from mimkit.cli.main import main
 from mimkit.progress import Progress
 
 rank, step, number = map(int, os.environ.get("INTERRUPT", "-1:0:0").split(":"))
@@ -22,7 +22,7 @@ class Interrupting(Progress):
 
 
 if __name__ == "__main__":
-    import mimkit.train
+    import mimkit.training.loop
 
-    mimkit.train.Progress = Interrupting
+    mimkit.training.loop.Progress = Interrupting
     sys.exit(main())

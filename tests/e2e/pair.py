@@ -23,17 +23,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tiny`
 from tiny import TINY, VIT, as_flags
 
 import mimkit.report
-import mimkit.train
-from mimkit import blocks, checkpoint
-from mimkit.cli import main
-from mimkit.distributed import Parallel
+import mimkit.training.loop
+from mimkit.cli.main import main
 from mimkit.method import Method
-from mimkit.pretrain import pretrain, resume
+from mimkit.pretraining import pretrain, resume
 from mimkit.progress import Progress
 from mimkit.recipes import Recipe, mae
-from mimkit.runs import Run
 from mimkit.settings import Machine, Settings
 from mimkit.targets import Features
+from mimkit.training import blocks, checkpoint
+from mimkit.training.distributed import Parallel
+from mimkit.training.run_folder import Run
 
 KINDS: tuple[Parallel, ...] = ("ddp", "fsdp")
 BATCH: dict[str, Any] = {"batch_size": 12, "micro_batch": 3, "epochs": 1, "warmup_epochs": 0.0, "precision": "fp32"}
@@ -100,11 +100,11 @@ def asked_to_stop(after: int, here: bool = True) -> Iterator[None]:
                 os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    mimkit.train.Progress = Asked
+    mimkit.training.loop.Progress = Asked
     try:
         yield
     finally:
-        mimkit.train.Progress = Progress
+        mimkit.training.loop.Progress = Progress
 
 
 def failing(number: int, error: BaseException, work: Callable[..., object]) -> Callable[..., object]:

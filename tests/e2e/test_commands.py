@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from tiny import TINY, as_flags
 
 import mimkit
-from mimkit.cli import main
+from mimkit.cli.main import main
 from mimkit.compose import recipes
-from mimkit.pictures import GAP
+from mimkit.evaluation.reconstruction import GAP
 
 SMALL = (
     "--image-size 32 --mask-ratio 0.75 --backbone test_vit --decoder-width 32 --decoder-heads 2 "

@@ -12,16 +12,16 @@ from graphs import Graphs
 from tiny import TINY
 from torch import Tensor
 
-import mimkit.train
-from mimkit import blocks
-from mimkit.checkpoint import load_newest
+import mimkit.training.loop
 from mimkit.compose import compose
-from mimkit.pretrain import pretrain, resume
+from mimkit.pretraining import pretrain, resume
 from mimkit.progress import Progress
 from mimkit.recipes import build
-from mimkit.runs import Run
 from mimkit.settings import Machine, Settings
 from mimkit.sources import load_method
+from mimkit.training import blocks
+from mimkit.training.checkpoint import load_newest
+from mimkit.training.run_folder import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
@@ -65,9 +65,9 @@ def test_a_compiled_run_is_resumed_to_the_same_bits(settings, backend, tmp_path,
     assert backend.run == 1 + 4 * 2 * parts
     assert load_method(tmp_path / "whole").state_dict().keys() == plain.state_dict().keys()
 
-    monkeypatch.setattr(mimkit.train, "Progress", Asked)
+    monkeypatch.setattr(mimkit.training.loop, "Progress", Asked)
     assert not pretrain("mae", settings, tmp_path / "parts", machine=machine)
-    monkeypatch.setattr(mimkit.train, "Progress", Progress)
+    monkeypatch.setattr(mimkit.training.loop, "Progress", Progress)
     assert json.loads((tmp_path / "parts" / "run.json").read_text())["settings"]["compile"] is True
     backend.run = 0
     assert resume(Run(tmp_path / "parts"), machine=Machine(workers=0, recompute=True))

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.distributed import TCPStore
 
 import mimkit
-from mimkit.checkpoint import Torn, load, load_newest, recover
-from mimkit.cli import main
-from mimkit.pretrain import plan
+from mimkit.cli.main import main
+from mimkit.pretraining import plan
 from mimkit.settings import Settings
+from mimkit.training.checkpoint import Torn, load, load_newest, recover
 
 INTERRUPTED = Path(__file__).with_name("interrupted.py")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 import mimkit
 from mimkit import convert
 from mimkit.convert import export_huggingface, export_onnx, export_safetensors, export_timm
-from mimkit.pretrain import pretrain
+from mimkit.pretraining import pretrain
 from mimkit.settings import Settings
 
 TINY = {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
@@ -125,14 +125,14 @@ def test_onnx_gives_the_same_for_any_batch(tmp_path, capfd, backbone, size):
 def test_onnx_that_disagrees_is_not_written(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    monkeypatch.setattr("mimkit.convert.onnx.TOLERANCE", -1.0)
+    monkeypatch.setattr("mimkit.convert.exporting.onnx.TOLERANCE", -1.0)
     with pytest.raises(ValueError, match=r"onnxruntime's features of .* away from torch's"):
         export_onnx(f"random:{VIT.replace('depth=2', 'depth=1')}", tmp_path / "encoder.onnx", image_size=(32, 32))
     assert not list(tmp_path.iterdir())
 
 
 def test_onnx_names_the_packages_it_lacks(tmp_path, monkeypatch):
-    monkeypatch.setattr("mimkit.convert.onnx.NEEDED", ("onnxruntime_of_old",))
+    monkeypatch.setattr("mimkit.convert.exporting.onnx.NEEDED", ("onnxruntime_of_old",))
     with pytest.raises(ValueError, match=r"onnxruntime_of_old: pip install 'mimkit\[onnx\]'"):
         export_onnx(f"random:{VIT}", tmp_path / "encoder.onnx", image_size=(32, 32))
     assert not list(tmp_path.iterdir())

@@ -11,11 +11,12 @@ import pytest
 import torch
 from test_resume import as_flags, fingerprint, settings
 
-from mimkit import checkpoint, probes
-from mimkit.checkpoint import load_newest
-from mimkit.cli import main
+from mimkit.cli.main import main
+from mimkit.evaluation import probes
 from mimkit.method import Method
 from mimkit.progress import Progress
+from mimkit.training import checkpoint
+from mimkit.training.checkpoint import load_newest
 
 LATE = 8  # a step in the middle of 20
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from test_resume import fingerprint, settings
 
-from mimkit.cli import main
+from mimkit.cli.main import main
 from mimkit.data import find_all
-from mimkit.pretrain import pretrain, resume
-from mimkit.runs import Run
+from mimkit.pretraining import pretrain, resume
 from mimkit.settings import Machine
-from mimkit.train import TrainingStopped
+from mimkit.training.loop import TrainingStopped
+from mimkit.training.run_folder import Run
 
 HERE = Machine(workers=0, checkpoint_minutes=0)
 

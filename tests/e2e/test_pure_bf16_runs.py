@@ -13,12 +13,12 @@ from test_distributed import torchrun
 from tiny import TINY, as_flags
 
 import mimkit
-from mimkit.checkpoint import Checkpoint, load_newest
 from mimkit.convert import export_huggingface, export_onnx, export_safetensors, export_timm
-from mimkit.evaluators import Probe, subset
-from mimkit.pretrain import plan, pretrain, resume
-from mimkit.runs import Run
+from mimkit.evaluation.online import Probe, subset
+from mimkit.pretraining import plan, pretrain, resume
 from mimkit.settings import Machine, Settings
+from mimkit.training.checkpoint import Checkpoint, load_newest
+from mimkit.training.run_folder import Run
 
 HERE = Machine(workers=0)
 

@@ -9,12 +9,12 @@ import pytest
 from shard_server import ShardServer, serving
 from test_resume import fingerprint, settings
 
-from mimkit.cli import main
+from mimkit.cli.main import main
 from mimkit.data import Cache, find_images
-from mimkit.pretrain import pretrain, resume
-from mimkit.runs import Run
+from mimkit.pretraining import pretrain, resume
 from mimkit.settings import Machine, Settings
-from mimkit.train import TrainingStopped
+from mimkit.training.loop import TrainingStopped
+from mimkit.training.run_folder import Run
 
 pytest.importorskip("aiohttp")
 
@@ -34,8 +34,8 @@ def server(tmp_path: Path, make_photos):
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mimkit.data.fetched.WAITS", (0.01,))
-    monkeypatch.setattr("mimkit.data.remote.FIRST_WAITS", (0.01,))
+    monkeypatch.setattr("mimkit.data.shards.prefetch.WAITS", (0.01,))
+    monkeypatch.setattr("mimkit.data.shards.urls.FIRST_WAITS", (0.01,))
     monkeypatch.setattr("mimkit.data.order.SHARDS_AT_ONCE", 1)
 
 
@@ -74,7 +74,7 @@ def test_a_server_that_dies_and_comes_back(tmp_path: Path, server: ShardServer, 
 
 def test_commands_take_urls(tmp_path: Path, server: ShardServer, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setenv("MIMKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("mimkit.data.remote.WAITS", (0.01,))
+    monkeypatch.setattr("mimkit.data.shards.urls.WAITS", (0.01,))
     url = f"{server.url}/train-{{0..3}}.tar"
     source = "random:vit_tiny_patch16_224(depth=1)"
     out = tmp_path / "features.npz"

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from mimkit.checkpoint import recover
-from mimkit.cli import main
-from mimkit.runs import Run
+from mimkit.cli.main import main
 from mimkit.settings import Machine, Settings, flag
+from mimkit.training.checkpoint import recover
+from mimkit.training.run_folder import Run
 
 KILLS = 8  # test_soak.py has many more
 EPOCHS = 12
@@ -52,7 +52,7 @@ def start(out: Path, photos: Path) -> subprocess.Popen[bytes]:
 def start_soon(out: Path, photos: Path) -> BaseProcess:
     """The same in a fork of a process that has loaded all modules, which is faster."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mimkit.cli", "mimkit.pretrain", "mimkit.report", "sklearn.linear_model"])
+    context.set_forkserver_preload(["mimkit.cli.main", "mimkit.pretraining", "mimkit.report", "sklearn.linear_model"])
     process = context.Process(target=work, args=(command(out, photos), out.parent / "output.txt"))
     process.start()
     return process
@@ -111,7 +111,7 @@ def test_killed_at_random_moments_ends_bit_identical(tmp_path, make_photos):
 
 
 def test_a_torn_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path, make_photos):
-    from mimkit.pretrain import pretrain, resume
+    from mimkit.pretraining import pretrain, resume
 
     photos = make_photos(tmp_path / "photos", count=20, classes=2)
     run = tmp_path / "run"
@@ -152,7 +152,7 @@ def terminate_when_logged(run: Path, pid: int) -> None:
 
 
 def test_resuming_with_other_images_is_refused(tmp_path, make_photos):
-    from mimkit.pretrain import pretrain, resume
+    from mimkit.pretraining import pretrain, resume
 
     photos = make_photos(tmp_path / "photos", count=20, classes=2)
     with warnings.catch_warnings():

@@ -17,8 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mimkit import checkpoint, runs
-from mimkit.cli import main
+from mimkit.cli.main import main
+from mimkit.training import checkpoint
+from mimkit.training import run_folder as runs
 
 PRETRAIN = {
     "--data": "{here}/photos",
@@ -443,7 +444,7 @@ def test_no_space_in_mid_run(files, undisturbed, tmp_path, capsys, monkeypatch, 
 
 
 def test_no_space_for_features(here, capsys, monkeypatch):
-    from mimkit import after
+    from mimkit.evaluation import frozen as after
 
     fail_at_call(monkeypatch, after, "write_bytes", 1, lambda path, data: 1000)
     request_ = ["embed", ENCODER, "--image-size", "32", "--data", f"{here}/photos", "--out", f"{here}/features.npz"]

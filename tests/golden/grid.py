@@ -27,7 +27,7 @@ from mimkit.randomness import sample_keys
 from mimkit.recipes import Recipe, build
 from mimkit.settings import Settings
 from mimkit.targets import Features
-from mimkit.train import State
+from mimkit.training.loop import State
 
 GRID = Path(__file__).with_name("grid.json")
 STEPS, BATCH = 3, 2

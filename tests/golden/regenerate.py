@@ -21,7 +21,7 @@ from mimkit.compose import compose, recipes
 from mimkit.randomness import sample_keys
 from mimkit.recipes import build
 from mimkit.settings import Settings
-from mimkit.train import State
+from mimkit.training.loop import State
 
 CURVES = Path(__file__).with_name("curves.json")
 STEPS_PER_EPOCH, EPOCHS, BATCH = 4, 5, 8

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from mimkit.convert import export_huggingface
-from mimkit.convert.importer import import_checkpoint
-from mimkit.convert.twins import ratio_that_hides
-from mimkit.features import ImageEncoder
+from mimkit.convert.exporting.transformers_model import ratio_that_hides
+from mimkit.convert.importing.importer import import_checkpoint
+from mimkit.evaluation.features import ImageEncoder
 from mimkit.masks import Mask
 from mimkit.sources import load_encoder
 

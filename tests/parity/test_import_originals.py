@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimkit.cli import main
+from mimkit.cli.main import main
 from mimkit.sources import load_method
 
 LOSS, GRADIENT = 1e-5, 1e-4

@@ -18,7 +18,7 @@ from timm.models.swin_transformer import PatchMerging
 from torch import Tensor, nn
 
 from mimkit.compose import compose
-from mimkit.convert.importer import import_checkpoint
+from mimkit.convert.importing.importer import import_checkpoint
 from mimkit.grids import resize_positions
 from mimkit.masks import Mask
 from mimkit.method import Method

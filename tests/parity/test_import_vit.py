@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mimkit.compose import compose
-from mimkit.convert.importer import import_checkpoint
+from mimkit.convert.importing.importer import import_checkpoint
 from mimkit.masks import Mask
 from mimkit.method import Method
 from mimkit.recipes import build as build_method

@@ -8,10 +8,10 @@ import torch
 from tiny import TINY
 from torch import Tensor
 
-from mimkit.distributed import World
-from mimkit.pretrain import Plan, plan
-from mimkit.schedule import Train
+from mimkit.pretraining import Plan, plan
 from mimkit.settings import Settings
+from mimkit.training.distributed import World
+from mimkit.training.optim import Train
 
 BATCH, STEPS = 16, 2
 WAYS = [(1, 16), (1, 2), (1, 4), (1, 8), (2, 2), (2, 8), (4, 4)]  # processes, images computed at once

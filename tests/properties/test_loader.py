@@ -20,7 +20,7 @@ from PIL import Image
 
 from mimkit.data import Batch, ImageList, TrainBatches, find_images, load_images, read_image
 from mimkit.data.loader import TooManyBadImages
-from mimkit.data.names import Names
+from mimkit.data.string_array import Names
 from mimkit.randomness import sample_keys
 from mimkit.views import CenterCrop, RandomResizedCrop, Size
 

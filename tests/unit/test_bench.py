@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mimkit import bench
-from mimkit.bench import Case, MatrixProduct, alternate, as_table, bench_step, prepare
+from mimkit.bench import step as bench
+from mimkit.bench.peers import PEERS, peer, refuse_unequal
+from mimkit.bench.step import Case, MatrixProduct, alternate, as_table, bench_step, prepare
 from mimkit.compose import compose
-from mimkit.peers import PEERS, peer, refuse_unequal
 from mimkit.recipes import build
 from mimkit.settings import Settings
 

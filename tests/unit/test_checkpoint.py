@@ -10,8 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from mimkit import checkpoint
-from mimkit.checkpoint import Checkpoint, Torn, load, load_newest, optimizer_tensors, recover, restore_optimizer, save
+from mimkit.training import checkpoint
+from mimkit.training.checkpoint import (
+    Checkpoint,
+    Torn,
+    load,
+    load_newest,
+    optimizer_tensors,
+    recover,
+    restore_optimizer,
+    save,
+)
 
 
 def state(seed: int = 0) -> Checkpoint:

@@ -7,7 +7,7 @@ import build
 import pytest
 import torch
 
-from mimkit.cli import main
+from mimkit.cli.main import main
 from mimkit.compose import find_recipe
 
 FILE = Path(__file__).parents[2] / "docs" / "examples" / "laplacian.py"

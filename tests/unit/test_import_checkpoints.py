@@ -10,12 +10,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mimkit.backbones import create_encoder
-from mimkit.convert import beit, export_timm, plain, swin
-from mimkit.convert.facts import Facts, facts_of
-from mimkit.convert.importer import import_checkpoint
-from mimkit.convert.layout import Options
-from mimkit.convert.recognize import LICENCES, SIGNATURES, Format, recognize
-from mimkit.convert.unpickle import Checkpoint
+from mimkit.convert import export_timm
+from mimkit.convert.importing import beit, swin
+from mimkit.convert.importing import vit as plain
+from mimkit.convert.importing.hints import Facts, facts_of
+from mimkit.convert.importing.importer import import_checkpoint
+from mimkit.convert.importing.read_file import Checkpoint
+from mimkit.convert.importing.recognize import LICENCES, SIGNATURES, Format, recognize
+from mimkit.convert.rename import Options
 from mimkit.grids import resize_positions, sincos_positions
 from mimkit.sources import load_encoder, load_method
 

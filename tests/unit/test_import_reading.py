@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mimkit.convert.unpickle import read_checkpoint
+from mimkit.convert.importing.read_file import read_checkpoint
 
 WEIGHTS = {"blocks.0.weight": torch.arange(6.0).view(2, 3), "norm": torch.ones(2)}
 

@@ -6,7 +6,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from mimkit.lean import LeanBlock, autocast, is_plain, spare_memory
+from mimkit.backbones.lean_block import LeanBlock, autocast, is_plain, spare_memory
 
 
 def block(**options) -> Block:

@@ -13,8 +13,8 @@ from PIL import Image
 from mimkit.data import BadImage, Pack, find_all, find_images, load_images, read_image, split, write_pack
 from mimkit.data.folder import all_with_parts
 from mimkit.data.images import ImageList
-from mimkit.data.names import Names
 from mimkit.data.pack import Packed
+from mimkit.data.string_array import Names
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),

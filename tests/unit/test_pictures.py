@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mimkit import pictures
+from mimkit.evaluation import reconstruction as pictures
 from mimkit.masks import RandomMask
 from mimkit.method import Method
 from mimkit.targets import Hog, LowFreqPixels, Pixels

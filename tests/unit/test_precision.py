@@ -4,8 +4,8 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from mimkit.lean import LeanBlock
-from mimkit.precision import choose_precision, tune
+from mimkit.backbones.lean_block import LeanBlock
+from mimkit.efficiency import choose_precision, tune
 
 CPU = torch.device("cpu")
 

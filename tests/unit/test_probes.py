@@ -10,7 +10,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from mimkit import probes
+from mimkit.evaluation import probes
 
 CLASSES = 4
 

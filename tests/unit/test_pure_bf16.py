@@ -23,16 +23,24 @@ from test_train import (
 from tiny import TINY
 from torch import Tensor, nn
 
-from mimkit import bf16
-from mimkit.bf16 import AdamW16, for_training, in_float32, norm_of, random_bits, refuse_batch_norms, stored
+from mimkit.backbones.lean_block import autocast
 from mimkit.compose import compose
-from mimkit.lean import autocast
+from mimkit.efficiency import Precision, tune
 from mimkit.masks import Mask
-from mimkit.precision import Precision, tune
 from mimkit.recipes import build
-from mimkit.runs import Run
 from mimkit.settings import Settings
-from mimkit.train import State, fit
+from mimkit.training import adamw_bf16 as bf16
+from mimkit.training.adamw_bf16 import (
+    AdamW16,
+    for_training,
+    in_float32,
+    norm_of,
+    random_bits,
+    refuse_batch_norms,
+    stored,
+)
+from mimkit.training.loop import State, fit
+from mimkit.training.run_folder import Run
 
 CPU = torch.device("cpu")
 PURE = replace(VALUES, precision="bf16-pure")

@@ -16,9 +16,9 @@ from PIL import Image
 from shard_server import ShardServer, serving
 
 from mimkit.data import Cache, DataUnreachable, ImageList, TrainBatches, find_images, loader, read_image, split
-from mimkit.data import remote as remote_module
-from mimkit.data.fetched import Fetched, Source
-from mimkit.data.remote import patiently, remote_files
+from mimkit.data.shards import urls as remote_module
+from mimkit.data.shards.prefetch import Fetched, Source
+from mimkit.data.shards.urls import patiently, remote_files
 from mimkit.views import CenterCrop
 
 pytest.importorskip("aiohttp")
@@ -64,8 +64,8 @@ def cache(tmp_path: Path) -> Cache:
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WAITS", "FIRST_WAITS"):
         monkeypatch.setattr(remote_module, name, (0.01, 0.01))
-    monkeypatch.setattr("mimkit.data.fetched.WAITS", (0.01, 0.01))
-    monkeypatch.setattr("mimkit.data.fetched._PAUSE", 0.05)
+    monkeypatch.setattr("mimkit.data.shards.prefetch.WAITS", (0.01, 0.01))
+    monkeypatch.setattr("mimkit.data.shards.prefetch._PAUSE", 0.05)
 
 
 def batches(images: ImageList, **options) -> TrainBatches:
@@ -363,7 +363,7 @@ def test_a_full_disk(server: ShardServer, cache: Cache, monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mimkit.data.cache.flush", full)
+        patch.setattr("mimkit.data.shards.cache.flush", full)
         with pytest.raises(DataUnreachable, match=r"cannot be kept in .*cache: no space left on device"):
             images.content(0)
     with pytest.raises(OSError, match="No space left"):  # not tried again

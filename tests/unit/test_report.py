@@ -15,9 +15,9 @@ from PIL import Image
 from mimkit.report import read_run, write_report
 from mimkit.report.charts import Level, Series, line_chart, smooth, thin
 from mimkit.report.compare import differences, unique_names
+from mimkit.report.formatting import log_ticks, short, tick_labels, ticks
 from mimkit.report.read import points
 from mimkit.report.verdict import compare, noise, verdict
-from mimkit.report.words import log_ticks, short, tick_labels, ticks
 
 VOID = {"meta", "img", "input", "br", "link", "hr"}
 

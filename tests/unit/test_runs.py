@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
-from mimkit.checkpoint import Checkpoint
 from mimkit.report import read_run
-from mimkit.runs import Run, refuse_nonempty
+from mimkit.training.checkpoint import Checkpoint
+from mimkit.training.run_folder import Run, refuse_nonempty
 
 
 def checkpoint() -> Checkpoint:
@@ -68,7 +68,8 @@ def test_one_process_trains_a_run(tmp_path):
     pytest.importorskip("fcntl")
     run = Run.create(tmp_path / "run", {"recipe": "first"})
     code = (
-        "import sys; from mimkit.runs import Run; run = Run(sys.argv[1]); lock = run.locked(); lock.__enter__(); "
+        "import sys; from mimkit.training.run_folder import Run; "
+        "run = Run(sys.argv[1]); lock = run.locked(); lock.__enter__(); "
         "print('locked', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(run.folder)]
@@ -152,7 +153,7 @@ def test_rewinding_a_run_without_a_log(tmp_path):
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, monkeypatch):
-    from mimkit import runs
+    from mimkit.training import run_folder as runs
 
     def full(path, text):
         raise OSError(28, "No space left on device", str(path))

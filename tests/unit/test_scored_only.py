@@ -3,8 +3,8 @@ import pytest
 import torch
 from tiny import TINY
 
+from mimkit.backbones.lean_block import spare_memory
 from mimkit.compose import compose
-from mimkit.lean import spare_memory
 from mimkit.masks import RandomMask
 from mimkit.recipes import build as build_method
 from mimkit.settings import Settings

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimkit.pretrain import plan
+from mimkit.pretraining import plan
 from mimkit.settings import Machine, Settings, as_size, flag
-from mimkit.train import Train
+from mimkit.training.loop import Train
 
 HERE = Path("photos")
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mimkit.data import BadImage, ImageList, TrainBatches, find_all, find_images, read_image, split
 from mimkit.data.order import SHARDS_AT_ONCE
-from mimkit.evaluators import subset
+from mimkit.evaluation.online import subset
 from mimkit.views import CenterCrop
 
 Member = tuple[str, bytes]
@@ -163,7 +163,7 @@ def test_a_disk_that_allows_no_new_files(tmp_path: Path, monkeypatch: pytest.Mon
     def refuse(path: Path, data: bytes) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("mimkit.data.shards.write_bytes", refuse)
+    monkeypatch.setattr("mimkit.data.shards.tar.write_bytes", refuse)
     assert colours(find_images(shards(tmp_path, (2, 2)))) == [0, 1, 2, 3]
 
 

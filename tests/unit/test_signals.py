@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from mimkit.signals import stop_signals, uninterrupted
+from mimkit.training.signals import stop_signals, uninterrupted
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="needs SIGCHLD")
 

@@ -14,11 +14,19 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mimkit.checkpoint import load
 from mimkit.data import TooManyBadImages
 from mimkit.readouts import Fused
-from mimkit.runs import Run
-from mimkit.train import State, Train, TrainingStopped, explained, fit, parameter_groups, refuse_without_gradient
+from mimkit.training.checkpoint import load
+from mimkit.training.loop import (
+    State,
+    Train,
+    TrainingStopped,
+    explained,
+    fit,
+    parameter_groups,
+    refuse_without_gradient,
+)
+from mimkit.training.run_folder import Run
 
 STEPS, EPOCHS, BATCH = 4, 3, 8  # steps of an epoch, epochs, samples of a batch
 VALUES = Train(epochs=EPOCHS, batch_size=BATCH, base_lr=0.3, warmup_epochs=1, precision="fp32")

@@ -10,16 +10,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimkit import trials, tuning
-from mimkit.cli import main
-from mimkit.distributed import ALONE, World
-from mimkit.machine import available_memory, choose_workers, cores
+from mimkit.cli.main import main
 from mimkit.method import Method
-from mimkit.pretrain import Plan, plan, pretrain
-from mimkit.runs import Run
+from mimkit.pretraining import Plan, plan, pretrain
 from mimkit.settings import Machine, Settings
-from mimkit.trials import Trial, a_copy, cheapest, divisors, doubling, find_micro_batch, on_a_line, search, speed_of
-from mimkit.tuning import Tuning, readers, reading_times, tuned
+from mimkit.training import auto_batch as trials
+from mimkit.training import auto_workers as tuning
+from mimkit.training.auto_batch import (
+    Trial,
+    a_copy,
+    cheapest,
+    divisors,
+    doubling,
+    find_micro_batch,
+    on_a_line,
+    search,
+    speed_of,
+)
+from mimkit.training.auto_workers import Tuning, readers, reading_times, tuned
+from mimkit.training.distributed import ALONE, World
+from mimkit.training.hardware import available_memory, choose_workers, cores
+from mimkit.training.run_folder import Run
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import HashStore
 
-from mimkit.distributed import ALONE, fresh, portable
+from mimkit.training.distributed import ALONE, fresh, portable
 
 
 class Awkward(ValueError):

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mimkit.data.arrow import SavedDataset, is_saved_dataset
-from mimkit.data.cache import Cache
 from mimkit.data.decode import image_suffixes
 from mimkit.data.images import HELD_OUT, TRAIN, ImageList, Store
-from mimkit.data.names import Names
 from mimkit.data.pack import Pack, is_pack
-from mimkit.data.parquet import is_parquet
-from mimkit.data.shards import find_shards
-from mimkit.data.streams import open_url
+from mimkit.data.shards.cache import Cache
+from mimkit.data.shards.open_url import open_url
+from mimkit.data.shards.parquet import is_parquet
+from mimkit.data.shards.saved_dataset import SavedDataset, is_saved_dataset
+from mimkit.data.shards.tar import find_shards
+from mimkit.data.string_array import Names
 from mimkit.locations import Location, located
 
 HELD_OUT_FOLDERS = ("val", "valid", "validation", "test")

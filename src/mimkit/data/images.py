@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mimkit.data.names import Names
+from mimkit.data.string_array import Names
 from mimkit.locations import Location, below
 
 TRAIN, HELD_OUT = 1, 2

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mimkit.data.decode import BadImage
-from mimkit.data.fast import Decoder, open_image
 from mimkit.data.images import ImageList
+from mimkit.data.jpeg import Decoder, open_image
 from mimkit.data.order import Order
 from mimkit.data.workers import TooManyBadImages, in_order
 from mimkit.randomness import sample_keys, scramble

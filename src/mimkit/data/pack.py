@@ -31,7 +31,7 @@ from PIL import Image
 
 from mimkit.data.decode import BadImage, read_image
 from mimkit.data.images import ImageList
-from mimkit.data.names import Names
+from mimkit.data.string_array import Names
 from mimkit.data.workers import in_order
 from mimkit.files import flush
 

@@ -7,7 +7,7 @@ from mimkit.backbones import create_encoder
 from mimkit.masks import ComplementaryMasks
 from mimkit.recipes.mae import mae
 from mimkit.recipes.recipe import Recipe
-from mimkit.schedule import Train
+from mimkit.training.optim import Train
 
 
 def convmae() -> Recipe:

@@ -8,7 +8,7 @@ from mimkit.decoders import TransformerDecoder
 from mimkit.masks import RandomMask
 from mimkit.recipes.mae import mae
 from mimkit.recipes.recipe import Recipe
-from mimkit.schedule import Train
+from mimkit.training.optim import Train
 
 
 def greenmim() -> Recipe:

@@ -9,8 +9,8 @@ from mimkit.readouts import Levels
 from mimkit.recipes.greenmim import greenmim
 from mimkit.recipes.mae import mae
 from mimkit.recipes.recipe import Recipe
-from mimkit.schedule import Train
 from mimkit.targets import Hog, Pixels
+from mimkit.training.optim import Train
 
 PAPER = "LocalMIM, arXiv 2303.05251"
 

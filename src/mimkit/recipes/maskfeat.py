@@ -8,8 +8,8 @@ from mimkit.losses import squared
 from mimkit.masks import BlockMask
 from mimkit.readouts import Last
 from mimkit.recipes.recipe import Recipe
-from mimkit.schedule import Train
 from mimkit.targets import Hog
+from mimkit.training.optim import Train
 from mimkit.views import RandomResizedCrop
 
 

@@ -16,8 +16,8 @@ from mimkit.losses import Distance
 from mimkit.masks import MaskSampler
 from mimkit.method import Method
 from mimkit.readouts import Readout
-from mimkit.schedule import Train
 from mimkit.targets import Target
+from mimkit.training.optim import Train
 from mimkit.views import Normalization, View
 
 DecoderMaker = Callable[..., nn.Module]

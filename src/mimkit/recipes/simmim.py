@@ -11,8 +11,8 @@ from mimkit.losses import absolute
 from mimkit.masks import RandomMask
 from mimkit.readouts import Last
 from mimkit.recipes.recipe import Recipe
-from mimkit.schedule import Train
 from mimkit.targets import Pixels
+from mimkit.training.optim import Train
 from mimkit.views import RandomResizedCrop
 
 # One table of relative position biases for all blocks, LayerScale, no absolute positions, no bias of the keys.

@@ -10,7 +10,7 @@ from mimkit.recipes.mae import mae
 from mimkit.recipes.mff import mff
 from mimkit.recipes.pixmim import pixmim
 from mimkit.recipes.recipe import Recipe
-from mimkit.schedule import Train
+from mimkit.training.optim import Train
 
 
 def small() -> Recipe:

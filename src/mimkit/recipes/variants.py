@@ -8,7 +8,7 @@ from mimkit.decoders import CrossDecoder, TransformerDecoder
 from mimkit.masks import RandomMask, UniformMask
 from mimkit.recipes.mae import mae
 from mimkit.recipes.recipe import Recipe
-from mimkit.schedule import Train
+from mimkit.training.optim import Train
 
 
 def lsmae() -> Recipe:

@@ -13,8 +13,8 @@ from html import escape
 
 from markupsafe import Markup
 
+from mimkit.report.formatting import count, log_ticks, short, tick_labels, ticks
 from mimkit.report.read import Points
-from mimkit.report.words import count, log_ticks, short, tick_labels, ticks
 
 MOST_POINTS = 600  # of a drawn curve
 MOST_STOPS = 64  # places along a chart that answer to the pointer

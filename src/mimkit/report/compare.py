@@ -4,9 +4,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from mimkit.report.formatting import percent, short, signed
 from mimkit.report.read import Record, RunData, last, number
 from mimkit.report.verdict import PROBES
-from mimkit.report.words import percent, short, signed
 
 UNKNOWN = short(None)
 

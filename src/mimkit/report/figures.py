@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from mimkit.report.charts import Level, Series, color, line_chart, shade, smooth
+from mimkit.report.formatting import count
 from mimkit.report.read import Points, RunData, number, points
 from mimkit.report.verdict import PROBES, chance, noise
-from mimkit.report.words import count
 
 TALL = 240  # pixels, of the charts that matter most
 KNOWN = {"step", "epoch", "loss", "lr", "grad_norm"}

@@ -13,9 +13,9 @@ from PIL import Image
 from mimkit.files import write_bytes
 from mimkit.report import charts, figures
 from mimkit.report.compare import Table, differences, median_speed, results, same_loss, show, unique_names
+from mimkit.report.formatting import count, percent, short
 from mimkit.report.read import Picture, RunData, last, number, read_run
 from mimkit.report.verdict import PROBES, Verdict, compare, verdict
-from mimkit.report.words import count, percent, short
 
 MOST_FRAMES = 12  # pictures shown of a single run
 MOST_SKIPPED = 50  # skipped images listed

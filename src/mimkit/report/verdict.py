@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from mimkit.report.formatting import count, percent, short, signed
 from mimkit.report.read import Record, RunData, last, number
-from mimkit.report.words import count, percent, short, signed
 
 PROBES = {"linear": "Linear probe", "knn": "k-NN probe"}
 

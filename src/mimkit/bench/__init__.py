@@ -1,0 +1,1 @@
+"""Throughput and memory of a step, throughput of reading, beside peers."""

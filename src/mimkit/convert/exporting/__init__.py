@@ -1,0 +1,1 @@
+"""Weights out: safetensors, timm, Hugging Face, ONNX, each with a model card."""

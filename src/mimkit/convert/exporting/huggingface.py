@@ -1,0 +1,128 @@
+"""Encoders and methods as folders for Hugging Face's transformers, which need not be installed to write them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mimkit.convert.exporting.model_card import model_card, origin_of, write_card
+from mimkit.convert.exporting.safetensors import write
+from mimkit.convert.exporting.transformers_model import Twin, Unlike, encoder_twin, method_twin
+from mimkit.evaluation.features import ImageEncoder
+from mimkit.files import write_text
+from mimkit.method import Method
+from mimkit.sources import load_encoder, load_method, read_source
+
+FRONT = "---\nlibrary_name: transformers\ntags:\n- masked-image-modeling\n- mimkit\n---\n\n"
+
+# By architecture: class, arguments and output that give tokens without decoder.
+TOKENS = {
+    "ViTMAEForPreTraining": ("ViTMAEModel", ", mask_ratio=0.0", "last_hidden_state[:, 1:]"),
+    "ViTModel": ("ViTModel", ", add_pooling_layer=False", "last_hidden_state[:, 1:]"),
+    "SwinModel": ("SwinModel", "", "last_hidden_state"),
+}
+
+
+def export_huggingface(
+    source: str | Path,
+    out: Path,
+    *,
+    encoder_only: bool = False,
+    image_size: tuple[int, int] | None = None,
+    recipe: str | None = None,
+) -> tuple[str, str]:
+    """A folder that transformers loads: ViTMAEForPreTraining where that is the method, else ViTModel or SwinModel.
+
+    It holds config.json, model.safetensors, a model card, and for square colour images preprocessor_config.json.
+
+    Args:
+        source: a run folder, a file of ours, timm:NAME or random:NAME.
+        out: a new or empty folder.
+        encoder_only: leave out the decoder.
+        image_size: (H, W) for timm:NAME and random:NAME.
+        recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
+
+    Returns:
+        the name of the class, and why there is no decoder (empty where there is one, or none was wanted).
+
+    Raises:
+        ValueError: the source holds no weights, transformers has no class for its backbone, or the folder is in use.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out {out} is not empty; --format hf makes a folder of its own: choose another name")
+    method = None if encoder_only else whole_method(source, recipe)
+    encoder = load_encoder(source, image_size=image_size, recipe=recipe) if method is None else in_use(method)
+    if image_size not in (None, encoder.image_size):
+        raise ValueError(f"--image-size {image_size} is for timm:NAME and random:NAME; {source} has its own")
+    twin, obstacle = choose(method, encoder)
+    write(twin.weights, {"format": "pt"}, out / "model.safetensors")
+    if encoder.encoder.channels == 3 and encoder.image_size[0] == encoder.image_size[1]:
+        write_text(out / "preprocessor_config.json", json.dumps(preprocessor(encoder), indent=2))
+    write_card(out / "README.md", card(source, encoder, twin, out.absolute().name))
+    write_text(out / "config.json", json.dumps(twin.config, indent=2))  # last: without it, nothing loads
+    return twin.architecture, obstacle
+
+
+def whole_method(source: str | Path, recipe: str | None) -> Method | None:
+    """The method of a source, or None where it has an encoder only."""
+    if str(source).startswith(("timm:", "random:")) or read_source(Path(source))[0].get("encoder_only"):
+        return None
+    return load_method(source, recipe=recipe)
+
+
+def in_use(method: Method) -> ImageEncoder:
+    """A method's encoder, as `load_encoder` gives it."""
+    return ImageEncoder(method.encoder, method.normalization).eval().requires_grad_(False)
+
+
+def choose(method: Method | None, encoder: ImageEncoder) -> tuple[Twin, str]:
+    """The whole method's twin, or the encoder's with the reason why there is no more than that.
+
+    Raises:
+        ValueError: transformers has no class for the encoder either.
+    """
+    obstacle = ""
+    if method is not None:
+        try:
+            return method_twin(method), ""
+        except Unlike as error:
+            obstacle = str(error)
+    try:
+        return encoder_twin(encoder.encoder), obstacle
+    except Unlike as error:
+        raise ValueError(f"transformers has no class for {encoder.encoder.name}: {error}") from error
+
+
+def card(source: str | Path, encoder: ImageEncoder, twin: Twin, folder: str) -> str:
+    """The folder's model card."""
+    kind, arguments, tokens = TOKENS[twin.architecture]
+    channels, (height, width) = encoder.encoder.channels, encoder.image_size
+    usage = (
+        f"import torch\nfrom transformers import {kind}\n\n"
+        f'model = {kind}.from_pretrained("{folder}"{arguments}).eval()\n'
+        f"images = torch.zeros(2, {channels}, {height}, {width})\n"
+        f"features = model(images).{tokens}.mean(dim=1)"
+    )
+    what, readout = f"An image encoder for Hugging Face's transformers: `{twin.architecture}`.", ""
+    if kind != twin.architecture:
+        what = f"An image encoder and its decoder for Hugging Face's transformers: `{twin.architecture}`."
+        readout = "At a mask ratio of 0 the class shuffles the patches, which their mean does not see."
+    return model_card(origin_of(source), encoder, what=what, usage=usage, readout=readout, front=FRONT)
+
+
+def preprocessor(encoder: ImageEncoder) -> dict[str, Any]:
+    """What makes transformers resize, cut and normalise images as `ImageEncoder.read` and the encoder do."""
+    (height, width), normalization = encoder.image_size, encoder.normalization
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": height},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(normalization.mean),
+        "image_std": list(normalization.std),
+    }

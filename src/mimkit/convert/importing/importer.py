@@ -1,0 +1,305 @@
+"""Published checkpoints to files of ours."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mimkit.backbones import Encoder
+from mimkit.backbones.visible import positions_for
+from mimkit.compose import compose
+from mimkit.convert.exporting.safetensors import write
+from mimkit.convert.importing import beit, convmae, localmim, swin
+from mimkit.convert.importing import vit as plain
+from mimkit.convert.importing.hints import Facts, facts_of
+from mimkit.convert.importing.positions import place_positions, resize_relative_bias, window_of
+from mimkit.convert.importing.read_file import read_checkpoint
+from mimkit.convert.importing.recognize import LICENCES, Format, recognize, some
+from mimkit.convert.rename import UNUSED, Layout, Options, Weights, drop
+from mimkit.flags import naming
+from mimkit.grids import Grid, grid_for
+from mimkit.recipes import Recipe, build, parts_in_words
+from mimkit.settings import Settings
+from mimkit.views import Normalization
+
+TRANSLATIONS: dict[Format, Callable[[Weights, Facts, Options], Layout]] = {
+    Format.MAE: plain.mae,
+    Format.VIT: plain.mae,
+    Format.MM_VIT: plain.mmpretrain,
+    Format.HF_VITMAE: plain.huggingface,
+    Format.HF_VIT: plain.huggingface,
+    Format.LOCALMIM_VIT: localmim.localmim_vit,
+    Format.LOCALMIM_SWIN: localmim.localmim_swin,
+    Format.GREENMIM: swin.greenmim,
+    Format.SIMMIM_SWIN: swin.simmim,
+    Format.SWIN: swin.simmim,
+    Format.MM_SWIN: swin.mmpretrain,
+    Format.HF_SWIN: swin.huggingface,
+    Format.SIMMIM_VIT: beit.beit,
+    Format.BEIT: beit.beit,
+    Format.CONVMAE: convmae.convmae,
+    Format.CONVMAE_ENCODER: convmae.convmae,
+}
+
+
+PREFIX = ("encoder.vit.cls_token", "encoder.vit.reg_token")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportReport:
+    """What became of a checkpoint.
+
+    Args:
+        format: whose it is, in words.
+        recipe: the method, by name.
+        backbone, image_size: of its encoder.
+        encoder_only: whether it has no decoder, so that only its encoder can be used.
+        matched: how many of our weights it gives.
+        missing: ours that it lacks (only if not strict): they start afresh, or are left out with the decoder.
+        left_over: its weights that have no place with us (only if not strict).
+        dropped: its weights left out on purpose, and why.
+        notes: what else the user should know.
+        licence: of the weights.
+    """
+
+    format: str
+    recipe: str
+    backbone: str
+    image_size: tuple[int, int]
+    encoder_only: bool
+    matched: int
+    missing: tuple[str, ...]
+    left_over: tuple[str, ...]
+    dropped: dict[str, str]
+    notes: tuple[str, ...]
+    licence: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For people to read."""
+        height, width = self.image_size
+        what = "encoder only" if self.encoder_only else f"recipe {self.recipe}"
+        lines = [
+            f"{self.format}: {what}, {self.backbone} at {height} x {width} pixels",
+            f"{self.matched} weights matched",
+        ]
+        for count, names in (("missing", self.missing), ("left over", self.left_over)):
+            lines += [f"{len(names)} {count}: {some(names)}"] if names else []
+        for reason in dict.fromkeys(self.dropped.values()):
+            names = tuple(name for name, why in self.dropped.items() if why == reason)
+            lines.append(f"{len(names)} dropped ({reason}): {some(names)}")
+        return [*lines, *self.notes, self.licence]
+
+
+def import_checkpoint(
+    file: Path,
+    out: Path,
+    *,
+    recipe: str | None = None,
+    image_size: tuple[int, ...] | None = None,
+    window: int | None = None,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    target: str | None = None,
+    patch_merge_order: Literal["published", "column"] = "published",
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    strict: bool = True,
+) -> ImportReport:
+    """A published checkpoint as a file that `load_method` (if it has its decoder) and `load_encoder` take.
+
+    Args:
+        file: .pth, .pt, .bin or .safetensors, or a Hugging Face folder. Nothing in it is run.
+        out: where to write.
+        recipe: the method's name, where the weights do not show it.
+        image_size: side, or (H, W), to resize tables of positions to.
+        window: of Swin, to resize tables of relative positions to; the image grows with it unless `image_size` says
+            otherwise.
+        heads, decoder_heads: of attention, where neither the checkpoint nor the published models tell.
+        target: what was reconstructed, where the checkpoint does not say it.
+        patch_merge_order: "column" reorders Swin's patch merging from row-first (LocalMIM's, and GreenMIM's before
+            2023) to timm's order; "published" keeps it.
+        mean, std: that images are normalised with, one number for each channel; None takes the checkpoint's, or
+            ImageNet's.
+        strict: refuse a checkpoint with weights missing or left over, instead of reporting them.
+
+    Raises:
+        ValueError: it cannot be read safely, is of no known format, does not fit, or, if strict, not wholly.
+    """
+    checkpoint = read_checkpoint(file)
+    with naming(str(file)):
+        facts = facts_of(checkpoint)
+        found = recognize(checkpoint.weights)
+    facts = replace(facts, mean=mean or facts.mean, std=std or facts.std)
+    what = f"{file}, taken for {found.value}"
+    options = Options(
+        recipe=recipe,
+        heads=heads,
+        decoder_heads=decoder_heads,
+        target=target,
+        window=window,
+        patch_merge_order=patch_merge_order,
+    )
+    useful, dropped = drop(checkpoint.weights, UNUSED)
+    with understanding(what):
+        layout = TRANSLATIONS[found](useful, facts, options)
+    if window and not layout.backbone.startswith("swin"):
+        raise ValueError(f"--window is for Swin, not for {layout.backbone}")
+    settings = Settings(
+        data=Path(),
+        backbone=layout.backbone,
+        image_size=image_size or layout.image_size,
+        norm_eps=facts.norm_eps,
+        **layout.settings,
+        **statistics(facts.mean, facts.std, layout.settings.get("channels", 3)),
+    )
+    composed = compose(layout.recipe, settings)
+    encoder, cells, expected = built(composed, layout.encoder_only)
+    notes = list(layout.notes)
+    weights = layout.weights
+    grids = [(grid_for(layout.image_size, cell), grid_for(composed.image_size, cell)) for cell in cells]
+    with understanding(what):
+        if image_size or window:
+            weights = {
+                name: resized(name, value, expected[name], layout.image_size, encoder) if name in expected else value
+                for name, value in weights.items()
+            }
+        weights = placed(weights, expected, grids, strict=strict)
+    weights, missing, left_over = matched(weights, expected, what, strict=strict)
+    encoder_only = layout.encoder_only
+    if missing and not encoder_only and not any(name.startswith("encoder.") for name in missing):
+        encoder_only = True
+        notes.append("its decoder is not complete: only the encoder is written")
+    elif missing:
+        notes.append("what is missing starts afresh")
+    kept = {
+        name: weights.get(name, value).to(value.dtype)
+        for name, value in expected.items()
+        if name.startswith("encoder.") or not encoder_only
+    }
+    request: dict[str, Any] = {
+        "recipe": layout.recipe,
+        "settings": settings.to_json() | {"data": ""},
+        "parts": parts_in_words(composed),
+    }
+    if encoder_only:
+        request["encoder_only"] = True
+    origin = {"from": found.value, "licence": LICENCES[found]}
+    write(kept, {"mimkit.request": json.dumps(request), "mimkit.imported": json.dumps(origin)}, out)
+    return ImportReport(
+        format=found.value,
+        recipe=layout.recipe,
+        backbone=layout.backbone,
+        image_size=composed.image_size,
+        encoder_only=encoder_only,
+        matched=len(kept.keys() & weights.keys()),
+        missing=missing,
+        left_over=left_over,
+        dropped=dropped | layout.dropped,
+        notes=tuple(notes),
+        licence=LICENCES[found],
+    )
+
+
+@contextmanager
+def understanding(what: str) -> Iterator[None]:
+    """Say of weights that are missing or have impossible shapes whose they were taken to be."""
+    try:
+        with naming(what):
+            yield
+    except KeyError as error:
+        raise ValueError(f"{what}, lacks {error.args[0]}") from error
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(f"{what}: its weights have other shapes: {error}") from error
+
+
+def built(recipe: Recipe, encoder_only: bool) -> tuple[Encoder, list[int], dict[str, Tensor]]:
+    """An encoder of the recipe, the cells that each decoder has tokens for, and fresh weights by name."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if not encoder_only:
+            method = build(recipe)
+            return method.encoder, [level.cell for level in method.readout.levels], method.state_dict()
+        encoder = recipe.encoder(image_size=recipe.image_size, channels=recipe.channels)
+        return encoder, [], {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+
+
+def resized(name: str, value: Tensor, expected: Tensor, image_size: tuple[int, int], encoder: Encoder) -> Tensor:
+    """A table of positions for the encoder's image size or window; other weights as they are."""
+    if name.endswith("relative_position_bias_table"):
+        (old, prefix), (new, _) = window_of(len(value)), window_of(len(expected))
+        return resize_relative_bias(value, old, new, prefix)
+    if name.endswith("pos_embed"):
+        old_grid, grid = grid_for(image_size, encoder.cell), grid_for(encoder.image_size, encoder.cell)
+        prefix = value.shape[1] - old_grid[0] * old_grid[1]
+        return torch.cat([value[:, :prefix], positions_for(grid, old_grid, value[:, prefix:])], dim=1)
+    return value
+
+
+def placed(weights: Weights, expected: dict[str, Tensor], grids: list[tuple[Grid, Grid]], *, strict: bool) -> Weights:
+    """The weights with each decoder's positions as ours has them, from its old grid to its new one.
+
+    A checkpoint without them had the fixed sine-cosine ones.
+
+    Raises:
+        ValueError: strict, and a decoder cannot have such.
+    """
+    prefix = sum(weights[name].shape[1] for name in PREFIX if name in weights)
+    for level, (old, new) in enumerate(grids):
+        name = f"decoders.{level}.positions"
+        if name not in weights and name in expected:
+            weights = weights | {name: expected[name]}
+        elif name in weights:
+            try:
+                weights = place_positions(weights, f"decoders.{level}", old, new, prefix)
+            except ValueError:
+                if strict:
+                    raise
+    return weights
+
+
+def matched(
+    weights: Weights, expected: dict[str, Tensor], what: str, *, strict: bool
+) -> tuple[Weights, tuple[str, ...], tuple[str, ...]]:
+    """The weights that have a place among the expected ones, the names of those that are missing, and left over.
+
+    Raises:
+        ValueError: strict, and there are such, or some have other shapes; the message begins with `what`.
+    """
+    wrong = [name for name, value in weights.items() if name in expected and value.shape != expected[name].shape]
+    if strict and wrong:
+        theirs, ours = tuple(weights[wrong[0]].shape), tuple(expected[wrong[0]].shape)
+        raise ValueError(f"{what}: {len(wrong)} weights have other shapes than ours: {wrong[0]} {theirs}, not {ours}")
+    fitting = {name: value for name, value in weights.items() if name in expected and name not in wrong}
+    missing, left_over = tuple(sorted(expected.keys() - fitting)), tuple(sorted(weights.keys() - fitting))
+    sides = {"missing": missing, "left over": left_over}
+    problems = [f"{counted(names)} {side} ({some(names)})" for side, names in sides.items() if names]
+    if strict and problems:
+        raise ValueError(f"{what}: {' and '.join(problems)}; --no-strict imports the rest")
+    return fitting, missing, left_over
+
+
+def counted(names: tuple[str, ...]) -> str:
+    """The beginning of a sentence about so many weights."""
+    return "1 weight is" if len(names) == 1 else f"{len(names)} weights are"
+
+
+def statistics(mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: int) -> dict[str, Any]:
+    """Settings for the mean and deviation of pixels, where they are not those taken anyway.
+
+    Raises:
+        ValueError: one is given without the other, or not one number for each channel.
+    """
+    if mean is None and std is None:
+        return {}
+    if mean is None or std is None or {len(mean), len(std)} != {channels}:
+        raise ValueError(f"--mean and --std go together, with {channels} numbers each, got {mean} and {std}")
+    usual = Normalization.for_channels(channels)
+    return {} if (mean, std) == (usual.mean, usual.std) else {"mean": mean, "std": std}

@@ -1,0 +1,182 @@
+"""Files that are read as if they lay here: each is fetched into the cache when it is first read, or shortly before."""
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+from mimkit.data.shards.cache import Cache
+from mimkit.data.shards.urls import WAITS, RemoteFile, fetch
+from mimkit.data.workers import DataUnreachable
+
+MOST_OPEN = 32
+_PAUSE = 10.0
+
+Make = Callable[[RemoteFile, Path, Sequence[float]], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Remote files, and where they are kept here.
+
+    Args:
+        files: the files, S of them.
+        cache: where they are kept.
+        make: writes what is kept of a file to a path, trying again after each of some waits; by default the file
+            itself.
+        suffix: of what is kept, for those who look into the cache.
+    """
+
+    files: Sequence[RemoteFile]
+    cache: Cache
+    make: Make = fetch
+    suffix: str = ".tar"
+
+    def name(self, number: int) -> str:
+        """What the cache calls a file."""
+        return self.files[number].key + self.suffix
+
+    def obtain(self, number: int, *, patiently: bool = True) -> bool:
+        """Fetch a file unless it is there.
+
+        Without patience there is one try only, and none, but False, where another process is at it.
+
+        Raises:
+            DataUnreachable: it cannot be fetched or kept.
+        """
+        remote, waits = self.files[number], WAITS if patiently else ()
+
+        def make(path: Path) -> None:
+            self.make(remote, path, waits)
+
+        try:
+            return self.cache.obtain(self.name(number), remote.size, make, wait=patiently)
+        except OSError as error:
+            raise DataUnreachable(
+                f"{remote.url} cannot be kept in {self.cache.folder}: {(error.strerror or str(error)).lower()}"
+            ) from error
+
+
+class Fetched:
+    """Bytes of remote files.
+
+    Each process opens files and fetches ahead for itself; locks in the cache see to it that a file comes only once.
+
+    Args:
+        source: the files.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._begin()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Fetched, (self.source,)
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._open: OrderedDict[int, FileIO] = OrderedDict()
+        self._ahead: _Ahead | None = None
+        weakref.finalize(self, _close, self._open)
+
+    def read(self, number: int, start: int, length: int) -> bytes:
+        """Some bytes of a file, fewer at its end.
+
+        Raises:
+            DataUnreachable: the file cannot be fetched or kept.
+        """
+        file = self.file(number)
+        file.seek(start)
+        return file.read(length)
+
+    def file(self, number: int) -> FileIO:
+        """A file, open for reading.
+
+        Raises:
+            DataUnreachable: it cannot be fetched or kept.
+        """
+        self._in_this_process()
+        if number in self._open:
+            self._open.move_to_end(number)
+            return self._open[number]
+        name = self.source.name(number)
+        while (file := self.source.cache.open(name)) is None:  # others may make room as soon as it is there
+            self.source.obtain(number)
+        self._open[number] = file
+        if len(self._open) > MOST_OPEN:
+            self._open.popitem(last=False)[1].close()
+        return file
+
+    def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
+        """Say which files are being read, and which will be: they are fetched by and by; all others may go.
+
+        Args:
+            now: the files that are read at this time.
+            soon: those that come next, in order.
+        """
+        self._in_this_process()
+        for number in self._open.keys() - set(now):
+            self._open.pop(number).close()
+        if self._ahead is None:
+            self._ahead = _Ahead(self.source)
+            weakref.finalize(self, self._ahead.turn_to, None)
+        self._ahead.turn_to([*now, *soon])
+
+    def _in_this_process(self) -> None:
+        """After a fork nothing is shared with the parent: neither open files, whose locks it holds, nor a thread."""
+        if self._process != os.getpid():
+            _close(self._open)
+            self._begin()
+
+
+def _close(files: dict[int, FileIO]) -> None:
+    for file in files.values():
+        file.close()
+    files.clear()
+
+
+class _Ahead:
+    """A thread that fetches files. What fails is left to those who need the file."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.wanted: list[int] | None = []
+        self.changed = threading.Condition()
+        threading.Thread(target=self._run, name="fetch ahead", daemon=True).start()
+
+    def turn_to(self, numbers: list[int] | None) -> None:
+        """Fetch these from now on; None ends the thread."""
+        with self.changed:
+            if numbers != self.wanted:
+                self.wanted = numbers
+                self.changed.notify()
+
+    def _run(self) -> None:
+        done: list[int] = []
+        while True:
+            with self.changed:
+                while self.wanted == done:
+                    self.changed.wait()
+                wanted = self.wanted
+            if wanted is None:
+                return
+            done = wanted if self._obtain(wanted) else []
+
+    def _obtain(self, numbers: list[int]) -> bool:
+        """Fetch files; False if some are still to come, or others are wanted by now."""
+        missing = 0
+        for number in numbers:
+            if self.wanted is not numbers:
+                return False
+            try:
+                missing += not self.source.obtain(number, patiently=False)
+            except DataUnreachable:
+                missing += 1
+        if missing:
+            with self.changed:
+                self.changed.wait_for(lambda: self.wanted is not numbers, _PAUSE)
+        return not missing

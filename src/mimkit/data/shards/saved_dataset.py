@@ -1,0 +1,105 @@
+"""Folders that Hugging Face's `datasets` has saved (`save_to_disk`): Arrow files, mapped into memory, read by row."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mimkit.data.decode import BadImage
+from mimkit.data.shards.parquet import as_labels, choose_parts, image_column, join_labels, label_column
+from mimkit.data.shards.tar import part_of
+from mimkit.data.string_array import Names
+
+_SPLITS, _ONE = "dataset_dict.json", "state.json"
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether `save_to_disk` has written a folder."""
+    return (path / _SPLITS).is_file() or ((path / _ONE).is_file() and (path / "dataset_info.json").is_file())
+
+
+class SavedDataset:
+    """The images of a saved data set or of its splits: a `Store`. Their names are the split's and the row's number.
+
+    Splits that begin with `train` and with one of `val`, `valid`, `validation`, `test` are used so, and others left
+    out; without such splits all are taken.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        ValueError: it cannot be read, has no column of images, or the package is missing.
+    """
+
+    shards = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        splits = _load(path)
+        chosen, kinds = choose_parts(list(splits), [part_of(name) for name in splits])
+        self._tables = [splits[name] for name in chosen]
+        counts = np.array([len(table) for table in self._tables])
+        if not counts.sum():
+            raise ValueError(f"{path} has no rows")
+        self._limits = np.concatenate([[0], counts.cumsum()])
+        self.names = Names.of(
+            f"{name}/{row:06d}" if name else f"{row:06d}"
+            for name, count in zip(chosen, counts, strict=True)
+            for row in range(count)
+        )
+        labels, classes = join_labels([_labels(table) for table in self._tables])
+        self.labels: np.ndarray | None = labels
+        self.classes: list[str] | None = classes
+        self._leaves = [image_column(table.features.arrow_schema, str(path)) for table in self._tables]
+        self._images = [
+            table.with_format("arrow", columns=[leaf.partition(".")[0]])
+            for table, leaf in zip(self._tables, self._leaves, strict=True)
+        ]
+        self.parts = None if kinds is None else kinds[np.repeat(np.arange(len(counts)), counts)]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SavedDataset, (self.path,)
+
+    def read(self, position: int) -> bytes:
+        """One image as it is in its row.
+
+        Raises:
+            BadImage: there is none.
+        """
+        split = int(np.searchsorted(self._limits, position, side="right")) - 1
+        value = self._images[split][position - int(self._limits[split])].column(0)[0].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if not data:
+            named = isinstance(value, dict) and value.get("path")
+            # A file somewhere on this disk, or not; whoever made the data set is not to say what is read here.
+            raise BadImage(self.path / self.names[position], "no image in this row" + (", only a path" * bool(named)))
+        return data
+
+    def identity(self, positions: np.ndarray) -> bytes:
+        """Which data `datasets` says these are."""
+        splits = np.searchsorted(self._limits, positions, side="right") - 1
+        return "\0".join(self._tables[split]._fingerprint for split in np.unique(splits)).encode()
+
+    def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
+        """Nothing to do: the files are here."""
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"{path} needs the package datasets: pip install 'mimkit[stream]'") from error
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # of many kinds, when files are missing or broken
+        raise ValueError(f"{path} cannot be read as a saved data set: {str(error).splitlines()[0]}") from error
+    return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
+
+
+def _labels(table: Any) -> tuple[np.ndarray | None, list[str]]:
+    column, declared = label_column(table.features.arrow_schema)
+    if column is None:
+        return None, []
+    values = table.with_format("arrow", columns=[column])[:].column(0).to_pylist()
+    return as_labels(values, declared)

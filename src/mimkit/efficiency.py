@@ -1,0 +1,36 @@
+"""Which number format a device computes fast in, and how a model is best computed in it."""
+
+from typing import Literal
+
+import torch
+from timm.layers import Attention
+from torch import nn
+
+from mimkit.backbones.lean_block import spare_memory
+from mimkit.decoders import TransformerDecoder
+
+Precision = Literal["bf16", "bf16-pure", "fp32"]
+
+
+def choose_precision(device: torch.device) -> Precision:
+    """bf16 on GPUs and on CPUs that multiply it in hardware, float32 elsewhere."""
+    if device.type != "cpu":
+        return "bf16"
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.9 cannot tell
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
+def tune(model: nn.Module, device: torch.device, precision: Precision) -> None:
+    """Have training computed as is best there: attention the faster way, blocks that keep less, no idle predictions."""
+    tune_attention(model, device, precision)
+    spare_memory(model)
+    for module in model.modules():
+        if isinstance(module, TransformerDecoder):
+            module.scored_only = True
+
+
+def tune_attention(model: nn.Module, device: torch.device, precision: Precision) -> None:
+    """On a CPU in bf16, two matrix products and a softmax beat the fused kernel, whose backward is slow there."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.fused_attn = not (device.type == "cpu" and precision != "fp32")

@@ -1,0 +1,1 @@
+"""What an encoder is worth: frozen features, probes, pictures of reconstructions."""

@@ -1,0 +1,137 @@
+"""What one does with a backbone: score it, take its features, look at its reconstructions."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mimkit.data import BadImage, ImageList, find_all, split
+from mimkit.evaluation import probes
+from mimkit.evaluation import reconstruction as pictures
+from mimkit.evaluation.features import ImageEncoder, extract
+from mimkit.files import write_bytes
+from mimkit.flags import naming
+from mimkit.randomness import sample_keys
+from mimkit.settings import Machine, as_size
+from mimkit.sources import load_encoder, load_method
+from mimkit.training.hardware import choose_device, choose_workers
+
+
+def probe_source(
+    source: str,
+    data: Path | str,
+    kind: str,
+    held_out: float,
+    image_size: Sequence[int] | None,
+    device: str,
+    workers: int | None,
+    recipe: str | None = None,
+) -> dict[str, Any]:
+    """Accuracies in percent, under "linear" and "knn", with the numbers of images and classes.
+
+    Raises:
+        ValueError: the data has no class folders, or no held-out images.
+    """
+    machine = Machine(device=device, workers=workers)
+    place, readers = choose_device(machine.device), choose_workers(machine.workers)
+    encoder = load_encoder(source, image_size=as_size(image_size), recipe=recipe)
+    if not 0 <= held_out < 1:
+        raise ValueError(f"--held-out must be at least 0 and below 1, got {held_out}")
+    with naming("--data"):
+        train, test = split(data, held_out)
+    if train.labels is None or test.labels is None:
+        raise ValueError(f"--data {data} has no class folders: a probe needs labels")
+    if not len(test):
+        raise ValueError(f"--held-out {held_out} leaves no image of {data} to score on")
+    labelled = []
+    skipped = 0
+    for images in (train, test):
+        features, ids, bad = extract(encoder, images, device=place, workers=readers)
+        if not len(features):
+            raise ValueError(f"none of the {len(images)} images in {images.root} could be read")
+        labelled += [features, torch.from_numpy(images.labels)[ids]]
+        skipped += len(bad)
+    wanted: dict[str, Callable[..., probes.Score]] = {"linear": probes.linear, "knn": probes.knn}
+    scores = {name: score(*labelled) for name, score in wanted.items() if kind in (name, "all")}
+    any_score = next(iter(scores.values()))
+    return {name: score.accuracy for name, score in scores.items()} | {
+        "train_images": any_score.train_images,
+        "test_images": any_score.test_images,
+        "classes": any_score.classes,
+        "skipped_images": skipped,
+        "source": source,
+        "data": str(data),
+        "readout": "mean of patch tokens after the final norm, nothing hidden",
+    }
+
+
+def embed_source(
+    source: str,
+    data: Path | str,
+    out: Path,
+    image_size: Sequence[int] | None,
+    device: str,
+    workers: int | None,
+    recipe: str | None = None,
+) -> str:
+    """Write `out`, an .npz of features, paths and labels; returns one line that says so."""
+    machine = Machine(device=device, workers=workers)
+    place, readers = choose_device(machine.device), choose_workers(machine.workers)
+    encoder = load_encoder(source, image_size=as_size(image_size), recipe=recipe)
+    with naming("--data"):
+        images = find_all(data)
+    features, ids, skipped = extract(encoder, images, device=place, workers=readers)
+    if not len(features):
+        raise ValueError(f"--data: none of the {len(images)} images in {data} could be read")
+    kept: ImageList = images.take(ids.numpy())
+    arrays: dict[str, Any] = {"features": features.numpy(), "paths": np.array(kept.paths)}
+    if kept.labels is not None and kept.classes is not None:
+        arrays |= {"labels": kept.labels, "classes": np.array(kept.classes)}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(out, buffer.getvalue())
+    more = f", {len(skipped)} unreadable images left out, the first: {': '.join(skipped[0])}" if skipped else ""
+    return f"{out}: {features.shape[0]} images x {features.shape[1]} features{more}"
+
+
+def reconstruct_images(
+    source: str,
+    images: Sequence[Path],
+    out: Path,
+    mask_ratio: float | None,
+    seed: int,
+    device: str,
+    recipe: str | None = None,
+) -> list[Path]:
+    """Write one PNG for each image: original, visible, reconstruction; returns their paths.
+
+    Raises:
+        ValueError: no images, one that cannot be read, or a target that has no picture.
+    """
+    if not images:
+        raise ValueError("IMAGES: name at least one image file")
+    place = choose_device(device)
+    method = load_method(source, recipe=recipe).to(place)
+    if mask_ratio is not None:
+        with naming("--mask-ratio"):
+            method.mask = method.mask.hiding(mask_ratio)
+    encoder = ImageEncoder(method.encoder, method.normalization)
+    sheets: dict[Path, bytes] = {}  # all or none are written
+    for number, path in enumerate(images):
+        try:
+            pixels = encoder.read([path]).to(place)
+        except BadImage as error:
+            raise ValueError(f"IMAGES: {error}") from error
+        with naming("--mask-ratio"):
+            rows = pictures.reconstruct(method, pixels, sample_keys(seed, 0, torch.tensor([number])).to(place))
+        if rows is None:
+            raise ValueError(f"{type(method.target).__name__}, what {source} predicts, cannot be shown as a picture")
+        sheets[out / f"{number:04d}-{path.stem}.png"] = pictures.png(pictures.sheet(rows))
+    out.mkdir(parents=True, exist_ok=True)
+    for target, png in sheets.items():
+        write_bytes(target, png)
+    return list(sheets)

@@ -1,0 +1,122 @@
+"""What a run looks at while it trains: a probe of the frozen encoder, and pictures of fixed images.
+
+Evaluators are functions of the step and the weights; they take nothing from training's random numbers.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mimkit.data import ImageList, load_images
+from mimkit.data.order import SHARDS_AT_ONCE
+from mimkit.evaluation import probes
+from mimkit.evaluation import reconstruction as pictures
+from mimkit.evaluation.features import ImageEncoder, extract
+from mimkit.files import write_bytes, write_text
+from mimkit.method import Method
+from mimkit.randomness import sample_keys, scramble
+
+
+def subset(images: ImageList, count: int) -> ImageList:
+    """At most `count` images, the same ones each time, in random order; of many shards, from as few as a pass reads at
+    a time, since each may have to be fetched."""
+    chosen = np.random.default_rng(0).permutation(len(images))
+    if images.shards is not None:
+        shards, counts = np.unique(images.shards, return_counts=True)
+        dealt = scramble(torch.from_numpy(shards)).argsort().numpy()
+        enough = int(np.searchsorted(counts[dealt].cumsum(), count)) + 1
+        few = shards[dealt[: max(SHARDS_AT_ONCE, enough)]]
+        chosen = chosen[np.isin(images.shards[chosen], few)]
+    return images.take(chosen[:count])
+
+
+class Probe:
+    """Features of unmasked images with the readout of every later evaluation: accuracies with labels, health without.
+
+    Args:
+        method: whose encoder is probed.
+        train: images to fit the probes on.
+        held_out: images to score them on.
+        device: where features are computed.
+        workers: processes that read images.
+        batch_size: images computed at once.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        train: ImageList,
+        held_out: ImageList,
+        *,
+        device: torch.device | str,
+        workers: int = 0,
+        batch_size: int = 128,
+    ) -> None:
+        self.method, self.train, self.held_out, self.device = method, train, held_out, device
+        self.workers, self.batch_size = workers, batch_size
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        encoder = ImageEncoder(self.method.encoder, self.method.normalization)
+        test, test_ids, skipped = extract(
+            encoder, self.held_out, device=self.device, workers=self.workers, batch_size=self.batch_size
+        )
+        row: dict[str, Any] = {"kind": "probe", "train_images": len(self.train), "test_images": len(test)}
+        row |= {"classes": None, "skipped": skipped}
+        if not len(test):
+            return row
+        row |= {**probes.health(test), "masked_loss": self.masked_loss()}
+        if self.train.labels is not None and self.held_out.labels is not None:
+            train, train_ids, more = extract(
+                encoder, self.train, device=self.device, workers=self.workers, batch_size=self.batch_size
+            )
+            row["skipped"] = skipped + more
+            if not len(train):
+                return row
+            labels = torch.from_numpy(self.train.labels)[train_ids]
+            data = (train, labels, test, torch.from_numpy(self.held_out.labels)[test_ids])
+            linear, knn = probes.linear(*data), probes.knn(*data)
+            row |= {"linear": linear.accuracy, "knn": knn.accuracy, "classes": linear.classes}
+            row |= {"train_images": linear.train_images, "test_images": linear.test_images}
+        return row
+
+    def masked_loss(self) -> float:
+        """The method's loss on held-out images, always with the same masks."""
+        losses = []
+        size, channels = self.method.encoder.image_size, self.method.encoder.channels
+        for batch in load_images(self.held_out, size, channels, workers=self.workers, batch_size=self.batch_size):
+            if len(batch.indices):
+                keys = sample_keys(0, 0, batch.indices).to(self.device)
+                loss = self.method(batch.images.to(self.device), keys=keys, batch_key=torch.zeros_like(keys[:1])).loss
+                losses.append((float(loss), len(batch.indices)))
+        return sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
+
+
+class Reconstructions:
+    """A sheet of pictures of the same images with the same masks, into the run's `reconstructions/`.
+
+    Args:
+        method: reconstructs.
+        images: the images shown.
+        folder: the run's.
+        device: where to compute.
+    """
+
+    def __init__(self, method: Method, images: ImageList, folder: Path, *, device: torch.device | str) -> None:
+        self.method, self.images, self.folder, self.device = method, images, folder / "reconstructions", device
+
+    def __call__(self, step: int) -> None:
+        size, channels = self.method.encoder.image_size, self.method.encoder.channels
+        for batch in load_images(self.images, size, channels):
+            if not len(batch.indices):
+                continue
+            keys = sample_keys(0, 0, batch.indices).to(self.device)
+            rows = pictures.reconstruct(self.method, batch.images.to(self.device), keys)
+            if rows is None:
+                return
+            self.folder.mkdir(exist_ok=True)
+            legend = {"columns": pictures.columns(self.method), "note": self.method.target.picture_note}
+            write_text(self.folder / "legend.json", json.dumps(legend))
+            write_bytes(self.folder / f"step-{step:08d}.png", pictures.png(pictures.sheet(rows)))

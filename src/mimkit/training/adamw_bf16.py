@@ -1,0 +1,205 @@
+"""Training in bfloat16 alone: what is cast to it, and an AdamW whose small steps do not vanish in its rounding.
+
+A bfloat16 number has 8 significant bits: a step below 1/512 of a weight leaves the weight as it is, and a running mean
+that moves by 1/1000 of itself stands still. So a weight has a remainder beside it, also bfloat16, and only their sum
+is what AdamW steps from; and what a remainder or a moment cannot hold is rounded up or down at random, with the
+chances that make it right on average. All arithmetic between loading and storing is float32.
+
+Shapes: n numbers of a stretch of parameters laid end to end.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mimkit.randomness import scramble
+from mimkit.training.distributed import local
+
+STRETCH = {"cpu": 1 << 17}  # numbers that are stepped at once: on a CPU as many as its cache holds
+STRETCH_ELSEWHERE = 1 << 22
+
+
+def for_training(model: nn.Module, device: torch.device, precision: str) -> nn.Module:
+    """The model, on its device, in training mode, and in "bf16-pure" with weights, buffers and tables in bfloat16.
+
+    Batch norms stay float32: their statistics move by small steps, and torch wants their weights in the same format.
+    Targets and losses, which have no weights of their own, are computed in float32; norms, softmax and matrix products
+    add up in float32 inside.
+    """
+    model.to(device).train()
+    if precision == "bf16-pure":
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        kept = {tensor for norm in norms for tensor in tensors_of(norm)}
+        for tensor in tensors_of(model):
+            if tensor.dtype == torch.float32 and tensor not in kept:
+                tensor.data = tensor.data.bfloat16()
+    return model
+
+
+def refuse_batch_norms(model: nn.Module, processes: int) -> None:
+    """Several processes exchange gradients of one format only.
+
+    Raises:
+        ValueError: the model has batch norms.
+    """
+    count = sum(isinstance(module, _BatchNorm) for module in model.modules())
+    if count:
+        raise ValueError(
+            f"--precision bf16-pure keeps {count} batch norms in float32, which {processes} processes cannot train "
+            "together: use --precision bf16"
+        )
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Inside, what the model has in bfloat16 is float32, as whoever loads it will have it. It comes back as it was."""
+    kept = {tensor: tensor.data for tensor in tensors_of(model) if tensor.dtype == torch.bfloat16}
+    for tensor, values in kept.items():
+        tensor.data = values.float()
+    try:
+        yield
+    finally:
+        for tensor, values in kept.items():
+            tensor.data = values
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers."""
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def widened(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Copies of tensors, in float32 where they are bfloat16."""
+    given = [tensor.detach() for tensor in tensors]
+    copies = [torch.empty_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in given]
+    torch._foreach_copy_([local(copy) for copy in copies], [local(tensor) for tensor in given])
+    return copies
+
+
+def adamw(
+    groups: Iterable[Any], precision: str, *, lr: float, betas: tuple[float, float] = (0.9, 0.95)
+) -> torch.optim.Optimizer:
+    """AdamW for parameters, or groups of them, of a model made ready by `for_training`."""
+    if precision == "bf16-pure":
+        return AdamW16(groups, lr=lr, betas=betas)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+
+
+def norm_of(gradients: list[Tensor]) -> Tensor:
+    """The norm of all gradients together, added up in float32 where they are bfloat16."""
+    norms = torch._foreach_norm(gradients, 2, dtype=torch.promote_types(gradients[0].dtype, torch.float32))
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+class AdamW16(torch.optim.Optimizer):
+    """AdamW for bfloat16 weights, with bfloat16 moments and remainders: 10 bytes a weight, gradient included, of 16.
+
+    A function of weights, gradients and its state, random numbers included, which are those of the step's number. It
+    works through stretches of parameters laid end to end, whatever their number and sizes. Parameters in float32 are
+    stepped in float32. Those without a gradient are left out; all others are taken to have had as many steps.
+
+    Args:
+        groups: of parameters, each with its "weight_decay".
+        lr: learning rate; it may change from step to step.
+        betas: of the moments.
+        eps: added to the root of the second moment.
+
+    Attributes:
+        found_inf: where set, a number on the device; unless it is zero, a step changes nothing.
+    """
+
+    found_inf: Tensor | None = None
+
+    def __init__(self, groups: Iterable[Any], *, lr: float, betas: tuple[float, float], eps: float = 1e-8) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step with the gradients that are there."""
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            for number in sorted({p.dtype for p in parameters}, key=str):
+                self.advance([p for p in parameters if p.dtype == number], group)
+
+    def advance(self, parameters: Sequence[Tensor], values: dict[str, Any]) -> None:
+        """Step parameters of one group and format."""
+        for parameter in parameters:
+            if not self.state[parameter]:
+                slots = {name: torch.zeros_like(parameter) for name in ("remainder", "exp_avg", "exp_avg_sq")}
+                self.state[parameter] = {"step": torch.zeros((), device=parameter.device)} | slots
+        states = [self.state[parameter] for parameter in parameters]
+        bad = self.found_inf
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1.0 if bad is None else 1.0 - bad)
+        step = steps[0] if bad is None else steps[0].clamp(min=1.0)
+
+        (first_beta, second_beta), lr = values["betas"], values["lr"]
+        scale, second_scale = lr / (1 - first_beta**step), 1 / (1 - second_beta**step)
+        stretch = STRETCH.get(step.device.type, STRETCH_ELSEWHERE)
+        noise = random_bits(step, min(stretch, sum(local(p).numel() for p in parameters)))
+        columns = [
+            [local(p) for p in parameters],
+            *([local(state[name]) for state in states] for name in ("remainder", "exp_avg", "exp_avg_sq")),
+            [local(p.grad) for p in parameters if p.grad is not None],
+        ]
+        for rows in stretches(columns, stretch):
+            before = [torch.cat(column) for column in zip(*rows, strict=True)]
+            weight, remainder, first, second, gradient = (tensor.float() for tensor in before)
+            weight += remainder
+            first.mul_(first_beta).add_(gradient, alpha=1 - first_beta)
+            second.mul_(second_beta).addcmul_(gradient, gradient, value=1 - second_beta)
+            weight *= 1 - lr * values["weight_decay"]
+            root = torch.mul(second, second_scale, out=gradient).sqrt_().add_(values["eps"])
+            weight -= torch.div(first, root, out=root).mul_(scale)
+
+            number = before[0].dtype
+            nearest = weight.to(number, copy=True)
+            weight -= nearest
+            after = [nearest, *(stored(x, number, n) for x, n in zip((weight, first, second), noise, strict=True))]
+            sizes = [len(row[0]) for row in rows]
+            for column, new, old in zip(list(zip(*rows, strict=True))[:4], after, before, strict=False):
+                torch._foreach_copy_(column, (new if bad is None else chosen(new, old, bad)).split(sizes))
+
+
+def stretches(columns: Sequence[Sequence[Tensor]], most: int) -> Iterator[list[tuple[Tensor, ...]]]:
+    """Columns of tensors, cut alike and laid end to end: lists of rows of flat pieces, `most` numbers long each."""
+    rows: list[tuple[Tensor, ...]] = []
+    room = most
+    for tensors in zip(*columns, strict=True):
+        for row in zip(*(tensor.view(-1).split(most) for tensor in tensors), strict=True):
+            if rows and len(row[0]) > room:
+                yield rows
+                rows, room = [], most
+            rows.append(row)
+            room -= len(row[0])
+    if rows:
+        yield rows
+
+
+def random_bits(step: Tensor, count: int) -> Tensor:
+    """Sixteen random bits for three times so many numbers, int32 [3, count], a function of the step."""
+    numbers = torch.arange(3 * count, device=step.device).view(3, count)
+    return (scramble(scramble(step.long()) + numbers) & 0xFFFF).int()
+
+
+def stored(values: Tensor, number: torch.dtype, noise: Tensor) -> Tensor:
+    """Float32 numbers [n], which are used up, in a format to keep them in.
+
+    In bfloat16, the 16 bits that it lacks are added to as many random ones (int32, n or more), and what carries counts.
+    """
+    if number == torch.bfloat16:
+        values.view(torch.int32).add_(noise[: len(values)]).bitwise_and_(-0x10000)
+    return values.to(number)
+
+
+def chosen(new: Tensor, old: Tensor, bad: Tensor) -> Tensor:
+    """The new numbers, or the old ones where `bad` is not zero; by their bits, of which some may be NaN's."""
+    integers = torch.int16 if new.dtype == torch.bfloat16 else torch.int32
+    before = old.view(integers)
+    new.view(integers).bitwise_xor_(before).bitwise_and_(-(bad == 0).to(integers)).bitwise_xor_(before)
+    return new

@@ -1,0 +1,216 @@
+"""Several processes that train one model: who takes part, what they agree on, how their gradients meet.
+
+`torchrun` starts them. Each computes the loss of its slice of every batch; gradients are averaged, which is the whole
+batch's gradient, as the slices are equal. Plain values travel over the host, so that agreeing waits for no device.
+"""
+
+import contextlib
+import copy
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
+from uuid import uuid4
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from mimkit.training.blocks import blocks_of
+
+Parallel = Literal["ddp", "fsdp"]
+Value = TypeVar("Value")
+
+PATIENCE = timedelta(hours=2)  # others wait while the first one probes; a process that ends is noticed at once
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """The processes that train together; this one's `rank` counts from 0. The first one writes files and speaks.
+
+    Args:
+        rank: of this process.
+        size: how many there are.
+        parallel: ddp: each holds the whole model; fsdp: each holds a share of every parameter.
+    """
+
+    rank: int = 0
+    size: int = 1
+    parallel: Parallel = "ddp"
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether parameters lie in shares."""
+        return self.size > 1 and self.parallel == "fsdp"
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether some process has it set."""
+        if self.size == 1:
+            return list(flags)
+        votes = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(votes, dist.ReduceOp.MAX)
+        return [bool(vote) for vote in votes]
+
+    def gather(self, value: Value) -> list[Value]:
+        """Each process's value, in the order of ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def first(self, work: Callable[[], Value]) -> Value:
+        """What the first process makes of the work, which the others leave to it. All raise what it raises."""
+        if self.size == 1:
+            return work()
+        box: list[Any] = [None, None]
+        if self.leads:
+            try:
+                box[0] = work()
+            except Exception as error:  # whatever it is, the others wait for an answer
+                box[1] = portable(error)
+        dist.broadcast_object_list(box, src=0)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+    def mean(self, value: Tensor) -> Tensor:
+        """A tensor's mean over all processes, computed on its device."""
+        if self.size > 1:
+            dist.all_reduce(value)
+            value /= self.size
+        return value
+
+
+ALONE = World()
+
+
+def portable(error: Exception) -> Exception:
+    """The error, or one that says the same where that one cannot be made again from its arguments elsewhere."""
+    try:
+        copy.copy(error)
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+@contextmanager
+def joined(device: torch.device, parallel: Parallel = "ddp") -> Iterator[World]:
+    """Inside, the processes that torchrun started form a `World`; without torchrun, this one alone does."""
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield ALONE
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store, rank, size = next(rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=fresh(store, rank, size), rank=rank, world_size=size, timeout=PATIENCE)
+    try:
+        yield World(rank, size, parallel)
+    finally:
+        with contextlib.suppress(RuntimeError):  # after a failure elsewhere there may be nothing left to leave
+            dist.destroy_process_group()
+
+
+def fresh(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """A part of the store with nothing in it from processes that are no more.
+
+    torchrun keeps its store when it starts processes again, and with it the addresses of those it lost. So the first
+    process makes up a name for the part, and tells it to each that asks under a name of its own, until all have heard.
+
+    Raises:
+        ConnectionError: some have not asked for as long as the store waits for anything.
+    """
+    mine = uuid4().hex
+    if rank:
+        store.set(f"mimkit/ask/{rank}", mine)
+        name = store.get(f"mimkit/answer/{mine}").decode()
+        store.set(f"mimkit/heard/{name}/{rank}", "")
+        return dist.PrefixStore(name, store)
+    others = set(range(1, size))
+    patience = time.monotonic() + store.timeout.total_seconds()  # type: ignore[attr-defined]
+    while others:
+        if time.monotonic() > patience:
+            raise ConnectionError(f"of {size} processes, these have not come: {', '.join(map(str, sorted(others)))}")
+        for other in sorted(others):
+            if store.check([f"mimkit/ask/{other}"]):
+                store.set(f"mimkit/answer/{store.get(f'mimkit/ask/{other}').decode()}", mine)
+            if store.check([f"mimkit/heard/{mine}/{other}"]):
+                others.remove(other)
+        time.sleep(0.01)
+    return dist.PrefixStore(mine, store)
+
+
+def job() -> str | None:
+    """What names the job of torchrun that this process belongs to, also after it was started again; None without."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if name in (None, "none") else name
+
+
+class LossOf(nn.Module):
+    """A model of which only the loss comes out, the tensor that DDP and FSDP hang their hooks on."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Any) -> Tensor:
+        loss: Tensor = self.model(**inputs).loss
+        return loss
+
+
+def parallelized(model: nn.Module, world: World, device: torch.device) -> nn.Module:
+    """What computes the model's loss together with the other processes; its parameters are the model's own.
+
+    Args:
+        model: on its device. With fsdp its parameters are replaced by shares of them, and its blocks put together
+            from their shares one at a time.
+        world: who takes part.
+        device: the model's.
+    """
+    whole = LossOf(model)
+    if world.size == 1:
+        return whole
+    if not world.sharded:
+        return DistributedDataParallel(whole, gradient_as_bucket_view=True)
+    mesh = init_device_mesh(device.type, (world.size,))
+    for module in (*blocks_of(model), whole):
+        fully_shard(module, mesh=mesh)
+    return whole
+
+
+def accumulating(step: nn.Module, *, more: bool) -> AbstractContextManager[None]:
+    """Around one part's forward and backward: where more parts follow, gradients are not exchanged yet."""
+    if isinstance(step, FSDPModule):
+        step.set_requires_gradient_sync(not more)
+    return step.no_sync() if more and isinstance(step, DistributedDataParallel) else nullcontext()
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor put together from its shares; all processes must ask for it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def local(value: Tensor) -> Tensor:
+    """This process's share of a tensor, which is all of it unless it is sharded."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def like(value: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor on the other's device and, where the other lies in shares, this process's share of it."""
+    value = value.to(other.device)
+    if isinstance(other, DTensor) and value.shape == other.shape:
+        return distribute_tensor(value, other.device_mesh, other.placements, src_data_rank=None)
+    return value

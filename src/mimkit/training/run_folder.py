@@ -1,0 +1,167 @@
+"""The run folder: everything a run needs to be run again, resumed and understood.
+
+run.json              the request, every resolved value, parts, data, versions; written once
+log.jsonl             the truth: losses, probes, skipped files; the same whatever interrupts the run
+speed.jsonl           images per second and waiting time, which differ from run to run
+checkpoints/          see `mimkit.training.checkpoint`
+reconstructions/      pictures of fixed images, one for each evaluation
+report.html           written at the end, or by `mimkit report`
+"""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mimkit.files import flush, refuse_unwritable, write_text
+from mimkit.training.checkpoint import Checkpoint, load, recover, save
+from mimkit.training.distributed import ALONE, World
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+class Run:
+    """A run folder, opened for writing.
+
+    Args:
+        folder: holds a `run.json`; use `Run.create` to start one.
+
+    Raises:
+        FileNotFoundError: there is no run in the folder.
+        ValueError: its `run.json` is damaged.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        folder = Path(folder)
+        if not (folder / "run.json").is_file():
+            raise FileNotFoundError(f"{folder} holds no run (no run.json)")
+        self.folder = folder
+        try:
+            self.facts: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{folder / 'run.json'} cannot be understood: {error}") from error
+
+    @classmethod
+    def create(cls, folder: Path, facts: dict[str, Any], *, overwrite: bool = False) -> "Run":
+        """Start a run in a new or empty folder.
+
+        Raises:
+            FileExistsError: the folder has something in it, and `overwrite` was not asked for.
+            ValueError: another process trains the run that is there.
+        """
+        refuse_nonempty(folder, overwrite=overwrite)
+        if overwrite and (folder / "run.json").exists():
+            with _locked(folder):
+                _clear(folder)
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / "run.json", json.dumps(facts, indent=1))
+        except OSError as error:
+            for path in made:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            raise type(error)(f"--out {folder} cannot be written: {error.strerror or error}") from error
+        return cls(folder)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one row to the log."""
+        _append(self.folder / "log.jsonl", row)
+
+    def log_speed(self, row: dict[str, Any]) -> None:
+        _append(self.folder / "speed.jsonl", row)
+
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        """The log's rows of one kind, oldest first."""
+        path = self.folder / "log.jsonl"
+        rows = (
+            (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line) if path.exists() else ()
+        )
+        return [row for row in rows if row["kind"] == kind]
+
+    def save(self, step: int, checkpoint: Checkpoint, world: World = ALONE, *, shares: bool = False) -> None:
+        """Checkpoint the state after `step` steps, and how much of the log it has written. See `checkpoint.save`."""
+        log = self.folder / "log.jsonl"
+        if log.exists() and world.leads:
+            flush(log)  # else a power cut could leave a checkpoint that counts more of the log than there is
+        state = {**checkpoint.state, "step": step, "log_bytes": log.stat().st_size if log.exists() else 0}
+        complete = Checkpoint(checkpoint.weights, checkpoint.training, state)
+        save(self.folder / "checkpoints", step, complete, world, shares=shares)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest whole checkpoint, or None; torn ones are set aside."""
+        return recover(self.folder / "checkpoints")
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """The checkpoint after `step` steps; raises `Torn` where it is not whole."""
+        return load(self.folder / "checkpoints" / f"step-{step:08d}")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """While inside, no other process may train this run. The system lets go when the process ends, however it does.
+
+        Raises:
+            ValueError: another process trains it.
+        """
+        with _locked(self.folder):
+            yield
+
+    def rewind(self, checkpoint: Checkpoint | None) -> None:
+        """Forget what was logged after the checkpoint: it will be logged again."""
+        log = self.folder / "log.jsonl"
+        if log.exists():
+            with log.open("r+b") as file:
+                file.truncate(checkpoint.state["log_bytes"] if checkpoint else 0)
+        speed = self.folder / "speed.jsonl"
+        if speed.exists():
+            with speed.open("r+b") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)  # a torn last line
+
+
+def refuse_nonempty(folder: Path, *, overwrite: bool) -> None:
+    """Raise FileExistsError where `folder` has something in it; with `overwrite`, only where that is no run."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"--out {folder} is a file, not a folder")
+    refuse_unwritable(folder / "run.json")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    is_run = (folder / "run.json").is_file()
+    if not overwrite:
+        hint = "continue it with `mimkit resume`, or give --overwrite" if is_run else "choose another"
+        raise FileExistsError(f"--out {folder} is not empty; {hint}")
+    if not is_run:
+        raise FileExistsError(f"--out {folder} is not empty and no run of mimkit: it will not be overwritten")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / ".lock").open("w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(f"{folder} is being trained by another process") from error
+        yield
+
+
+def _clear(folder: Path) -> None:
+    """Remove what runs write, and nothing else."""
+    for name in ("checkpoints", "reconstructions", "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("log.jsonl", "speed.jsonl", "report.html", ".lock", "run.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    text = json.dumps(row, ensure_ascii=False) + "\n"
+    try:
+        # File names may hold bytes that are no text: JSON writes these as a backslash and their number, too.
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
