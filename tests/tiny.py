@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mimkit.settings import flag
+from mimkit.errors import flag
 
 NARROW = {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
 VIT = {"backbone": "test_vit", "image_size": (64, 64)}

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mimkit.evaluation.features import ImageEncoder as ImageEncoder
+    from mimkit.image_encoder import ImageEncoder as ImageEncoder
     from mimkit.masks import Mask as Mask
     from mimkit.pretraining import pretrain as pretrain
     from mimkit.pretraining import resume as resume
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mimkit.training.run_folder import Run as Run
 
 _HOME = {
-    "ImageEncoder": "mimkit.evaluation.features",
+    "ImageEncoder": "mimkit.image_encoder",
     "Machine": "mimkit.settings",
     "Mask": "mimkit.masks",
     "Run": "mimkit.training.run_folder",

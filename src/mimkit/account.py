@@ -14,7 +14,7 @@ from mimkit.training.distributed import ALONE, World, job
 from mimkit.training.hardware import git_commit, machine_in_words
 
 if TYPE_CHECKING:
-    from mimkit.pretraining import Plan
+    from mimkit.plan import Plan
 
 
 def fingerprint(request: "Plan") -> str:

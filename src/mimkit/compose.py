@@ -10,7 +10,7 @@ from typing import Any
 
 from mimkit import recipes as r
 from mimkit.decoders import CrossDecoder, LinearDecoder, TransformerDecoder
-from mimkit.flags import naming
+from mimkit.errors import naming
 from mimkit.masks import BlockMask, ComplementaryMasks, RandomMask, UniformMask
 from mimkit.readouts import Fused, FusedHierarchical, Last, Levels
 from mimkit.recipes import Recipe

@@ -14,9 +14,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mimkit.backbones import Latent
+from mimkit.backbones.init import init_like_mae
 from mimkit.backbones.lean_block import LeanBlock
-from mimkit.backbones.visible import init_like_mae, positions_for, take
-from mimkit.grids import Grid, sincos_positions
+from mimkit.grids import Grid, placed, positions_for, sincos_positions, take
 from mimkit.masks import Mask
 
 
@@ -115,13 +115,6 @@ class TransformerDecoder(nn.Module):
         h, w = latent.grid
         everywhere = self.mask_token.to(tokens.dtype).expand(len(tokens), h * w, -1)
         return everywhere.scatter(1, latent.ids[:, :, None].expand_as(tokens), tokens)
-
-
-def placed(values: Tensor, ids: Tensor, grid: Grid) -> Tensor:
-    """Values [B, Q, V] at raster positions [B, Q] of a grid, zero elsewhere: [B, h, w, V]."""
-    h, w = grid
-    everywhere = values.new_zeros(len(values), h * w, values.shape[2])
-    return everywhere.scatter(1, ids[:, :, None].expand_as(values), values).unflatten(1, grid)
 
 
 def rescaling(width: int, grid: Grid, out_grid: Grid, eps: float = 1e-6) -> tuple[nn.Module | None, int]:

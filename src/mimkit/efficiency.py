@@ -1,23 +1,12 @@
 """Which number format a device computes fast in, and how a model is best computed in it."""
 
-from typing import Literal
-
 import torch
 from timm.layers import Attention
 from torch import nn
 
 from mimkit.backbones.lean_block import spare_memory
 from mimkit.decoders import TransformerDecoder
-
-Precision = Literal["bf16", "bf16-pure", "fp32"]
-
-
-def choose_precision(device: torch.device) -> Precision:
-    """bf16 on GPUs and on CPUs that multiply it in hardware, float32 elsewhere."""
-    if device.type != "cpu":
-        return "bf16"
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.9 cannot tell
-    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+from mimkit.training.precision import Precision
 
 
 def tune(model: nn.Module, device: torch.device, precision: Precision) -> None:

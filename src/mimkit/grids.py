@@ -80,3 +80,29 @@ def resize_positions(table: Tensor, old: Grid, new: Grid) -> Tensor:
     image = table.reshape(1, *old, -1).permute(0, 3, 1, 2)
     image = F.interpolate(image.float(), size=new, mode="bicubic", align_corners=False)
     return image.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).to(table.dtype)
+
+
+def take(rows: Tensor, ids: Tensor | None) -> Tensor:
+    """Of rows [B, N, D] those at ids [B, K], or all of them."""
+    return rows if ids is None else rows.gather(1, ids[:, :, None].expand(-1, -1, rows.shape[2]))
+
+
+def positions_for(grid: Grid, built: Grid, table: Tensor) -> Tensor:
+    """The table [1, N, D] that was built for one grid, on another: sine-cosine made afresh, any other resized."""
+    if grid != built and is_sincos(table, built):
+        return sincos_positions(grid, table.shape[2]).to(table)[None]
+    return resize_positions(table, built, grid)
+
+
+def is_sincos(table: Tensor, grid: Grid) -> bool:
+    """Whether a table [1, N, D] holds a grid's fixed sine-cosine positions, as far as bfloat16 can tell."""
+    if table.shape[2] % 4:
+        return False
+    return torch.allclose(table[0].float(), sincos_positions(grid, table.shape[2]).to(table.device), rtol=0, atol=4e-3)
+
+
+def placed(values: Tensor, ids: Tensor, grid: Grid) -> Tensor:
+    """Values [B, Q, V] at raster positions [B, Q] of a grid, zero elsewhere: [B, h, w, V]."""
+    h, w = grid
+    everywhere = values.new_zeros(len(values), h * w, values.shape[2])
+    return everywhere.scatter(1, ids[:, :, None].expand_as(values), values).unflatten(1, grid)

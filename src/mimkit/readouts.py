@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mimkit.backbones import Encoder, Latent, Level
-from mimkit.backbones.visible import init_like_mae
+from mimkit.backbones.init import init_like_mae
 
 
 class Readout(nn.Module, ABC):

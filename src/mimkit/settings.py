@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from mimkit.locations import located
+from mimkit.errors import flag
+from mimkit.files import located
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +192,3 @@ def as_size(sides: Sequence[int] | None) -> tuple[int, int] | None:
     if len(sides) not in (1, 2) or min(sides) < 1:
         raise ValueError(f"--image-size takes one side or a height and a width, all above 0, got {list(sides)}")
     return sides[0], sides[-1]
-
-
-def flag(name: str) -> str:
-    """The command line's name of a setting."""
-    return "--" + name.replace("_", "-")

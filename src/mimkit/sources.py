@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mimkit.backbones import create_encoder
 from mimkit.backbones.load import parse_name
 from mimkit.compose import compose
-from mimkit.evaluation.features import ImageEncoder
+from mimkit.image_encoder import ImageEncoder
 from mimkit.method import Method
 from mimkit.recipes import Recipe, build, parts_in_words
 from mimkit.settings import Settings

@@ -19,7 +19,7 @@ from torch.distributed import TCPStore
 
 import mimkit
 from mimkit.cli.main import main
-from mimkit.pretraining import plan
+from mimkit.plan import plan
 from mimkit.settings import Settings
 from mimkit.training.checkpoint import Torn, load, load_newest, recover
 

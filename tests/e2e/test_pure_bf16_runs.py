@@ -15,7 +15,8 @@ from tiny import TINY, as_flags
 import mimkit
 from mimkit.convert import export_huggingface, export_onnx, export_safetensors, export_timm
 from mimkit.evaluation.online import Probe, subset
-from mimkit.pretraining import plan, pretrain, resume
+from mimkit.plan import plan
+from mimkit.pretraining import pretrain, resume
 from mimkit.settings import Machine, Settings
 from mimkit.training.checkpoint import Checkpoint, load_newest
 from mimkit.training.run_folder import Run

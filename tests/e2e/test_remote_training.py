@@ -11,9 +11,9 @@ from test_resume import fingerprint, settings
 
 from mimkit.cli.main import main
 from mimkit.data import Cache, find_images
+from mimkit.errors import TrainingStopped
 from mimkit.pretraining import pretrain, resume
 from mimkit.settings import Machine, Settings
-from mimkit.training.loop import TrainingStopped
 from mimkit.training.run_folder import Run
 
 pytest.importorskip("aiohttp")

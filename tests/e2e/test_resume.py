@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from mimkit.cli.main import main
-from mimkit.settings import Machine, Settings, flag
+from mimkit.errors import flag
+from mimkit.settings import Machine, Settings
 from mimkit.training.checkpoint import recover
 from mimkit.training.run_folder import Run
 

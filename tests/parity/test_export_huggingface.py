@@ -12,7 +12,7 @@ from torch import Tensor
 from mimkit.convert import export_huggingface
 from mimkit.convert.exporting.transformers_model import ratio_that_hides
 from mimkit.convert.importing.importer import import_checkpoint
-from mimkit.evaluation.features import ImageEncoder
+from mimkit.image_encoder import ImageEncoder
 from mimkit.masks import Mask
 from mimkit.sources import load_encoder
 

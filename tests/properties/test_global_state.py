@@ -8,7 +8,7 @@ import torch
 from tiny import TINY
 from torch import Tensor
 
-from mimkit.pretraining import Plan, plan
+from mimkit.plan import Plan, plan
 from mimkit.settings import Settings
 from mimkit.training.distributed import World
 from mimkit.training.optim import Train

@@ -13,7 +13,6 @@ from graphs import Graphs
 from tiny import TINY
 from torch import Tensor, nn
 
-from mimkit.backbones.lean_block import autocast
 from mimkit.compose import compose
 from mimkit.efficiency import tune
 from mimkit.method import Method
@@ -22,6 +21,7 @@ from mimkit.recipes import build as build_method
 from mimkit.settings import Settings
 from mimkit.training import blocks
 from mimkit.training.blocks import Compiled, blocks_of, prepare_blocks, require_compiler, uncompiled
+from mimkit.training.precision import autocast
 
 # torch.compile looks at gradients of inputs, and hides the warning by how it is shown, which comes after it was raised.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

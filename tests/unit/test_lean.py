@@ -6,7 +6,8 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from mimkit.backbones.lean_block import LeanBlock, autocast, is_plain, spare_memory
+from mimkit.backbones.lean_block import LeanBlock, is_plain, spare_memory
+from mimkit.training.precision import autocast
 
 
 def block(**options) -> Block:

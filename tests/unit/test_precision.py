@@ -5,7 +5,8 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from mimkit.backbones.lean_block import LeanBlock
-from mimkit.efficiency import choose_precision, tune
+from mimkit.efficiency import tune
+from mimkit.training.precision import choose_precision
 
 CPU = torch.device("cpu")
 

@@ -23,23 +23,16 @@ from test_train import (
 from tiny import TINY
 from torch import Tensor, nn
 
-from mimkit.backbones.lean_block import autocast
 from mimkit.compose import compose
-from mimkit.efficiency import Precision, tune
+from mimkit.efficiency import tune
 from mimkit.masks import Mask
 from mimkit.recipes import build
 from mimkit.settings import Settings
 from mimkit.training import adamw_bf16 as bf16
-from mimkit.training.adamw_bf16 import (
-    AdamW16,
-    for_training,
-    in_float32,
-    norm_of,
-    random_bits,
-    refuse_batch_norms,
-    stored,
-)
+from mimkit.training.adamw_bf16 import AdamW16, random_bits, stored
 from mimkit.training.loop import State, fit
+from mimkit.training.optim import norm_of
+from mimkit.training.precision import Precision, autocast, for_training, in_float32, refuse_batch_norms
 from mimkit.training.run_folder import Run
 
 CPU = torch.device("cpu")

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimkit.pretraining import plan
-from mimkit.settings import Machine, Settings, as_size, flag
+from mimkit.errors import flag
+from mimkit.plan import plan
+from mimkit.settings import Machine, Settings, as_size
 from mimkit.training.loop import Train
 
 HERE = Path("photos")

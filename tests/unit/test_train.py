@@ -15,17 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from mimkit.data import TooManyBadImages
+from mimkit.errors import TrainingStopped
 from mimkit.readouts import Fused
 from mimkit.training.checkpoint import load
-from mimkit.training.loop import (
-    State,
-    Train,
-    TrainingStopped,
-    explained,
-    fit,
-    parameter_groups,
-    refuse_without_gradient,
-)
+from mimkit.training.failures import explained
+from mimkit.training.loop import State, Train, fit, parameter_groups, refuse_without_gradient
 from mimkit.training.run_folder import Run
 
 STEPS, EPOCHS, BATCH = 4, 3, 8  # steps of an epoch, epochs, samples of a batch

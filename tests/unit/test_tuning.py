@@ -12,7 +12,8 @@ import torch
 
 from mimkit.cli.main import main
 from mimkit.method import Method
-from mimkit.pretraining import Plan, plan, pretrain
+from mimkit.plan import Plan, plan
+from mimkit.pretraining import pretrain
 from mimkit.settings import Machine, Settings
 from mimkit.training import auto_batch as trials
 from mimkit.training import auto_workers as tuning

@@ -17,9 +17,9 @@ from timm.layers import DropPath, Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from mimkit.backbones.init import init_like_mae
 from mimkit.backbones.latent import Encoder, Latent, Level
-from mimkit.backbones.visible import init_like_mae, positions_for, take
-from mimkit.grids import Grid, grid_for, patchify, sincos_positions, unpatchify
+from mimkit.grids import Grid, grid_for, patchify, positions_for, sincos_positions, take, unpatchify
 from mimkit.masks import Mask
 
 CELL = 16

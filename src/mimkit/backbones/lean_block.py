@@ -80,11 +80,6 @@ def again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """What a step's forward pass runs in. Casts of weights are not cached: a step uses each weight once."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
-
-
 def spare_memory(model: nn.Module) -> None:
     """Put lean blocks in place of all plain ones."""
     for module in list(model.modules()):

@@ -13,8 +13,9 @@ from torch import nn
 
 from mimkit.backbones.conv import ConvMAE
 from mimkit.backbones.dense import DenseEncoder
+from mimkit.backbones.init import init_like_mae
 from mimkit.backbones.latent import Encoder
-from mimkit.backbones.visible import VisibleViT, init_like_mae, with_sincos
+from mimkit.backbones.visible import VisibleViT, with_sincos
 from mimkit.backbones.visible_swin import VisibleSwin
 
 CONVMAE: dict[str, dict[str, Any]] = {"convmae_base": {}}  # ours; all other names are timm's

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mimkit.backbones.latent import Encoder, Latent, Level
-from mimkit.grids import Grid, grid_for, resize_positions, sincos_positions
+from mimkit.grids import Grid, grid_for, positions_for, resize_positions, sincos_positions, take
 from mimkit.masks import Mask
 
 
@@ -116,25 +116,6 @@ class VisibleViT(Encoder):
         return prefix, positions_for(grid, built, cells) if self.sincos else resize_positions(cells, built, grid)
 
 
-def take(rows: Tensor, ids: Tensor | None) -> Tensor:
-    """Of rows [B, N, D] those at ids [B, K], or all of them."""
-    return rows if ids is None else rows.gather(1, ids[:, :, None].expand(-1, -1, rows.shape[2]))
-
-
-def positions_for(grid: Grid, built: Grid, table: Tensor) -> Tensor:
-    """The table [1, N, D] that was built for one grid, on another: sine-cosine made afresh, any other resized."""
-    if grid != built and is_sincos(table, built):
-        return sincos_positions(grid, table.shape[2]).to(table)[None]
-    return resize_positions(table, built, grid)
-
-
-def is_sincos(table: Tensor, grid: Grid) -> bool:
-    """Whether a table [1, N, D] holds a grid's fixed sine-cosine positions, as far as bfloat16 can tell."""
-    if table.shape[2] % 4:
-        return False
-    return torch.allclose(table[0].float(), sincos_positions(grid, table.shape[2]).to(table.device), rtol=0, atol=4e-3)
-
-
 def with_sincos(vit: VisionTransformer, image_size: tuple[int, int]) -> None:
     """Replace learned positions by the fixed sine-cosine table, zero for prefix tokens, not trained."""
     if vit.pos_embed is not None:
@@ -142,17 +123,3 @@ def with_sincos(vit: VisionTransformer, image_size: tuple[int, int]) -> None:
         prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
         table = torch.cat([torch.zeros(prefix, vit.embed_dim), sincos_positions(grid, vit.embed_dim)])
         vit.pos_embed = nn.Parameter(table[None], requires_grad=False)
-
-
-def init_like_mae(module: nn.Module) -> None:
-    """MAE's initialisation: Xavier-uniform linear layers with zero bias, patch embedding as the matrix it is,
-    tokens N(0, 0.02), norms at identity.
-    """
-    for child in module.modules():
-        if isinstance(child, nn.Linear | nn.Conv2d):
-            nn.init.xavier_uniform_(child.weight.flatten(1))
-            if child.bias is not None:
-                nn.init.zeros_(child.bias)
-    for name, parameter in module.named_parameters():
-        if name.rpartition(".")[2] in ("cls_token", "reg_token", "mask_token"):
-            nn.init.normal_(parameter, std=0.02)

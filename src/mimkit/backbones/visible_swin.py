@@ -14,9 +14,8 @@ from timm.models.swin_transformer import PatchMerging, SwinTransformer, SwinTran
 from torch import Tensor, nn
 
 from mimkit.backbones.latent import Encoder, Latent, Level
-from mimkit.backbones.visible import take
 from mimkit.backbones.window_groups import WindowGroups, group_windows
-from mimkit.grids import Grid, grid_for
+from mimkit.grids import Grid, grid_for, take
 from mimkit.masks import Mask
 
 

@@ -16,15 +16,15 @@ from typing import Any, Literal
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mimkit.backbones.lean_block import autocast
 from mimkit.bench.peers import PEERS, peer, refuse_unequal
 from mimkit.compose import compose
-from mimkit.efficiency import Precision, tune
+from mimkit.efficiency import tune
 from mimkit.recipes import build
 from mimkit.settings import Settings
-from mimkit.training.adamw_bf16 import adamw, for_training
 from mimkit.training.blocks import prepare_blocks, require_compiler
 from mimkit.training.hardware import git_commit, lines_of, resident
+from mimkit.training.optim import adamw
+from mimkit.training.precision import Precision, autocast, for_training
 
 Mode = Literal["eager", "compile", "graphs"]
 Clock = Literal["wall", "cpu"]

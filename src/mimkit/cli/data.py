@@ -31,7 +31,7 @@ def pack(
     if out.exists() and not overwrite:
         raise FileExistsError(f"--out {out} is there already; choose another, or give --overwrite")
     from mimkit.data import all_with_parts, write_pack
-    from mimkit.flags import naming
+    from mimkit.errors import naming
     from mimkit.progress import Progress
     from mimkit.settings import Machine
     from mimkit.training.hardware import choose_workers

@@ -102,7 +102,7 @@ def reconstruct(
         recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
     """
     refuse_unwritable(out / "0000.png")
-    from mimkit.evaluation.frozen import reconstruct_images
+    from mimkit.evaluation.reconstruction import reconstruct_images
 
     for path in reconstruct_images(source, images, out, mask_ratio, seed, device, recipe):
         print(path)

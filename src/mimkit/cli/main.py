@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         from torch import OutOfMemoryError
 
         from mimkit.data import CannotGoOn
-        from mimkit.training.loop import TrainingStopped
+        from mimkit.errors import TrainingStopped
 
         if isinstance(error, TrainingStopped | CannotGoOn | OutOfMemoryError):
             return complain(error, 1)

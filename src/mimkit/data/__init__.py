@@ -3,14 +3,14 @@
 Images are files in folders, or lie in a pack or in tar shards: an `ImageList` all the same.
 """
 
-from mimkit.data.decode import BadImage, read_image
+from mimkit.data.decode import read_image
 from mimkit.data.folder import all_with_parts, find_all, find_images, split
 from mimkit.data.images import ImageList
 from mimkit.data.jpeg import choose_decoder
 from mimkit.data.loader import Batch, TrainBatches, load_images
 from mimkit.data.pack import Pack, Packed, write_pack
 from mimkit.data.shards.cache import Cache
-from mimkit.data.workers import CannotGoOn, DataUnreachable, TooManyBadImages
+from mimkit.errors import BadImage, CannotGoOn, DataUnreachable, TooManyBadImages
 
 __all__ = [
     "BadImage",

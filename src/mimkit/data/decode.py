@@ -11,6 +11,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from mimkit.errors import BadImage
+
 # Twice the size from which Pillow warns: 108-megapixel photographs pass (and take 0.7 GB at most), bombs do not.
 MAX_PIXELS = 178_956_970
 
@@ -30,23 +32,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class BadImage(Exception):
-    """A file that gives no image: missing, broken, too large, or of no known format.
-
-    Args:
-        path: the file.
-        reason: one short line.
-    """
-
-    def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(str(path), reason)
-        self.path = str(path)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 def read_image(path: str | Path | bytes, channels: int = 3) -> Image.Image:

@@ -20,7 +20,7 @@ from mimkit.data.shards.parquet import is_parquet
 from mimkit.data.shards.saved_dataset import SavedDataset, is_saved_dataset
 from mimkit.data.shards.tar import find_shards
 from mimkit.data.string_array import Names
-from mimkit.locations import Location, located
+from mimkit.files import Location, located
 
 HELD_OUT_FOLDERS = ("val", "valid", "validation", "test")
 

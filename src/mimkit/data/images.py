@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mimkit.data.string_array import Names
-from mimkit.locations import Location, below
+from mimkit.files import Location, below
 
 TRAIN, HELD_OUT = 1, 2
 

@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from mimkit.data.decode import BadImage, identify, orientation, read_image, refuse_bombs
+from mimkit.data.decode import identify, orientation, read_image, refuse_bombs
+from mimkit.errors import BadImage
 from mimkit.views import Box, Picture, PillowPicture, Size
 
 Decoder = Literal["auto", "simplejpeg", "pillow"]

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mimkit.data.decode import BadImage
 from mimkit.data.images import ImageList
 from mimkit.data.jpeg import Decoder, open_image
 from mimkit.data.order import Order
-from mimkit.data.workers import TooManyBadImages, in_order
+from mimkit.data.workers import in_order
+from mimkit.errors import BadImage, TooManyBadImages
 from mimkit.randomness import sample_keys, scramble
 from mimkit.views import CenterCrop, Size, View
 

@@ -29,10 +29,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from mimkit.data.decode import BadImage, read_image
+from mimkit.data.decode import read_image
 from mimkit.data.images import ImageList
 from mimkit.data.string_array import Names
 from mimkit.data.workers import in_order
+from mimkit.errors import BadImage
 from mimkit.files import flush
 
 MAGIC, VERSION = b"mimkpack", 1

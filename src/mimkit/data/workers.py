@@ -17,21 +17,11 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from mimkit.errors import CannotGoOn
+
 SECONDS_AFTER_SIGTERM = 60
 
 Made = TypeVar("Made")
-
-
-class CannotGoOn(RuntimeError):
-    """No more batches can be made; the message says why, in a line."""
-
-
-class TooManyBadImages(CannotGoOn):
-    """One image after the other could not be read."""
-
-
-class DataUnreachable(CannotGoOn):
-    """Data cannot be fetched from where they lie, whether for now or for good."""
 
 
 def in_order(

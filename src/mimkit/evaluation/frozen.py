@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from mimkit.data import BadImage, ImageList, find_all, split
+from mimkit.data import ImageList, find_all, split
+from mimkit.errors import naming
 from mimkit.evaluation import probes
-from mimkit.evaluation import reconstruction as pictures
-from mimkit.evaluation.features import ImageEncoder, extract
+from mimkit.evaluation.features import extract
 from mimkit.files import write_bytes
-from mimkit.flags import naming
-from mimkit.randomness import sample_keys
 from mimkit.settings import Machine, as_size
-from mimkit.sources import load_encoder, load_method
+from mimkit.sources import load_encoder
 from mimkit.training.hardware import choose_device, choose_workers
 
 
@@ -96,42 +94,3 @@ def embed_source(
     write_bytes(out, buffer.getvalue())
     more = f", {len(skipped)} unreadable images left out, the first: {': '.join(skipped[0])}" if skipped else ""
     return f"{out}: {features.shape[0]} images x {features.shape[1]} features{more}"
-
-
-def reconstruct_images(
-    source: str,
-    images: Sequence[Path],
-    out: Path,
-    mask_ratio: float | None,
-    seed: int,
-    device: str,
-    recipe: str | None = None,
-) -> list[Path]:
-    """Write one PNG for each image: original, visible, reconstruction; returns their paths.
-
-    Raises:
-        ValueError: no images, one that cannot be read, or a target that has no picture.
-    """
-    if not images:
-        raise ValueError("IMAGES: name at least one image file")
-    place = choose_device(device)
-    method = load_method(source, recipe=recipe).to(place)
-    if mask_ratio is not None:
-        with naming("--mask-ratio"):
-            method.mask = method.mask.hiding(mask_ratio)
-    encoder = ImageEncoder(method.encoder, method.normalization)
-    sheets: dict[Path, bytes] = {}  # all or none are written
-    for number, path in enumerate(images):
-        try:
-            pixels = encoder.read([path]).to(place)
-        except BadImage as error:
-            raise ValueError(f"IMAGES: {error}") from error
-        with naming("--mask-ratio"):
-            rows = pictures.reconstruct(method, pixels, sample_keys(seed, 0, torch.tensor([number])).to(place))
-        if rows is None:
-            raise ValueError(f"{type(method.target).__name__}, what {source} predicts, cannot be shown as a picture")
-        sheets[out / f"{number:04d}-{path.stem}.png"] = pictures.png(pictures.sheet(rows))
-    out.mkdir(parents=True, exist_ok=True)
-    for target, png in sheets.items():
-        write_bytes(target, png)
-    return list(sheets)

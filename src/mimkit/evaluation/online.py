@@ -14,8 +14,9 @@ from mimkit.data import ImageList, load_images
 from mimkit.data.order import SHARDS_AT_ONCE
 from mimkit.evaluation import probes
 from mimkit.evaluation import reconstruction as pictures
-from mimkit.evaluation.features import ImageEncoder, extract
+from mimkit.evaluation.features import extract
 from mimkit.files import write_bytes, write_text
+from mimkit.image_encoder import ImageEncoder
 from mimkit.method import Method
 from mimkit.randomness import sample_keys, scramble
 

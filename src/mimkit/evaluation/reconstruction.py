@@ -4,14 +4,23 @@ Shapes: B images, C channels, H W pixels.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from mimkit.data import BadImage
+from mimkit.errors import naming
+from mimkit.files import write_bytes
+from mimkit.image_encoder import ImageEncoder
 from mimkit.method import Method
+from mimkit.randomness import sample_keys
+from mimkit.sources import load_method
+from mimkit.training.hardware import choose_device
 
 GAP = 4
 GREY = 0.5
@@ -60,3 +69,42 @@ def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def reconstruct_images(
+    source: str,
+    images: Sequence[Path],
+    out: Path,
+    mask_ratio: float | None,
+    seed: int,
+    device: str,
+    recipe: str | None = None,
+) -> list[Path]:
+    """Write one PNG for each image: original, visible, reconstruction; returns their paths.
+
+    Raises:
+        ValueError: no images, one that cannot be read, or a target that has no picture.
+    """
+    if not images:
+        raise ValueError("IMAGES: name at least one image file")
+    place = choose_device(device)
+    method = load_method(source, recipe=recipe).to(place)
+    if mask_ratio is not None:
+        with naming("--mask-ratio"):
+            method.mask = method.mask.hiding(mask_ratio)
+    encoder = ImageEncoder(method.encoder, method.normalization)
+    sheets: dict[Path, bytes] = {}  # all or none are written
+    for number, path in enumerate(images):
+        try:
+            pixels = encoder.read([path]).to(place)
+        except BadImage as error:
+            raise ValueError(f"IMAGES: {error}") from error
+        with naming("--mask-ratio"):
+            rows = reconstruct(method, pixels, sample_keys(seed, 0, torch.tensor([number])).to(place))
+        if rows is None:
+            raise ValueError(f"{type(method.target).__name__}, what {source} predicts, cannot be shown as a picture")
+        sheets[out / f"{number:04d}-{path.stem}.png"] = png(sheet(rows))
+    out.mkdir(parents=True, exist_ok=True)
+    for path, picture in sheets.items():
+        write_bytes(path, picture)
+    return list(sheets)

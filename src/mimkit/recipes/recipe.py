@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mimkit.backbones import Encoder
-from mimkit.flags import naming
+from mimkit.errors import naming
 from mimkit.grids import grid_for
 from mimkit.losses import Distance
 from mimkit.masks import MaskSampler

@@ -9,91 +9,16 @@ Shapes: n numbers of a stretch of parameters laid end to end.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from mimkit.randomness import scramble
 from mimkit.training.distributed import local
 
 STRETCH = {"cpu": 1 << 17}  # numbers that are stepped at once: on a CPU as many as its cache holds
 STRETCH_ELSEWHERE = 1 << 22
-
-
-def for_training(model: nn.Module, device: torch.device, precision: str) -> nn.Module:
-    """The model, on its device, in training mode, and in "bf16-pure" with weights, buffers and tables in bfloat16.
-
-    Batch norms stay float32: their statistics move by small steps, and torch wants their weights in the same format.
-    Targets and losses, which have no weights of their own, are computed in float32; norms, softmax and matrix products
-    add up in float32 inside.
-    """
-    model.to(device).train()
-    if precision == "bf16-pure":
-        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-        kept = {tensor for norm in norms for tensor in tensors_of(norm)}
-        for tensor in tensors_of(model):
-            if tensor.dtype == torch.float32 and tensor not in kept:
-                tensor.data = tensor.data.bfloat16()
-    return model
-
-
-def refuse_batch_norms(model: nn.Module, processes: int) -> None:
-    """Several processes exchange gradients of one format only.
-
-    Raises:
-        ValueError: the model has batch norms.
-    """
-    count = sum(isinstance(module, _BatchNorm) for module in model.modules())
-    if count:
-        raise ValueError(
-            f"--precision bf16-pure keeps {count} batch norms in float32, which {processes} processes cannot train "
-            "together: use --precision bf16"
-        )
-
-
-@contextmanager
-def in_float32(model: nn.Module) -> Iterator[None]:
-    """Inside, what the model has in bfloat16 is float32, as whoever loads it will have it. It comes back as it was."""
-    kept = {tensor: tensor.data for tensor in tensors_of(model) if tensor.dtype == torch.bfloat16}
-    for tensor, values in kept.items():
-        tensor.data = values.float()
-    try:
-        yield
-    finally:
-        for tensor, values in kept.items():
-            tensor.data = values
-
-
-def tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    """Parameters and buffers."""
-    yield from module.parameters()
-    yield from module.buffers()
-
-
-def widened(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Copies of tensors, in float32 where they are bfloat16."""
-    given = [tensor.detach() for tensor in tensors]
-    copies = [torch.empty_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in given]
-    torch._foreach_copy_([local(copy) for copy in copies], [local(tensor) for tensor in given])
-    return copies
-
-
-def adamw(
-    groups: Iterable[Any], precision: str, *, lr: float, betas: tuple[float, float] = (0.9, 0.95)
-) -> torch.optim.Optimizer:
-    """AdamW for parameters, or groups of them, of a model made ready by `for_training`."""
-    if precision == "bf16-pure":
-        return AdamW16(groups, lr=lr, betas=betas)
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
-
-
-def norm_of(gradients: list[Tensor]) -> Tensor:
-    """The norm of all gradients together, added up in float32 where they are bfloat16."""
-    norms = torch._foreach_norm(gradients, 2, dtype=torch.promote_types(gradients[0].dtype, torch.float32))
-    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 class AdamW16(torch.optim.Optimizer):

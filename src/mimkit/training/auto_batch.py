@@ -19,19 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mimkit.backbones.lean_block import autocast
 from mimkit.compose import compose
 from mimkit.efficiency import tune
 from mimkit.method import Method
 from mimkit.randomness import scramble
 from mimkit.recipes import Recipe, build
 from mimkit.settings import Settings
-from mimkit.training.adamw_bf16 import for_training
 from mimkit.training.blocks import prepare_blocks
 from mimkit.training.distributed import World
+from mimkit.training.failures import out_of_memory
 from mimkit.training.hardware import available_memory, resident
-from mimkit.training.loop import out_of_memory
 from mimkit.training.optim import Train
+from mimkit.training.precision import autocast, for_training
 from mimkit.training.state import State
 
 SPARE = 0.2  # share of the free memory that stays free: for fragments, readers and probes

@@ -22,7 +22,7 @@ from mimkit.training.distributed import World
 from mimkit.training.hardware import available_memory, choose_workers, cores, shared_memory
 
 if TYPE_CHECKING:
-    from mimkit.pretraining import Plan
+    from mimkit.plan import Plan
 
 MARGIN = 1.5  # readers get slower the more there are: they share disk, caches and memory
 MOST_WORKERS = 16

@@ -1,18 +1,13 @@
 """The machine that a run finds itself on: its devices and cores, what is installed, which code runs."""
 
-import importlib.util
 import math
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-
-from mimkit.settings import Machine
 
 
 def choose_device(name: str) -> torch.device:
@@ -123,24 +118,3 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def require_sinks(machine: Machine) -> None:
-    """Raise ValueError where a package that the machine's options need is missing."""
-    if machine.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise ValueError("--tensorboard needs the package: pip install 'mimkit[tensorboard]'")
-
-
-def tensorboard_sink(folder: Path) -> Callable[[dict[str, Any]], None]:
-    """Writes every number of a row to TensorBoard."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer = SummaryWriter(str(folder / "tensorboard"))
-
-    def write(row: dict[str, Any]) -> None:
-        for key, value in row.items():
-            if isinstance(value, int | float) and key not in ("step", "epoch"):
-                writer.add_scalar(f"{row['kind']}/{key}", value, row["step"])
-        writer.flush()
-
-    return write

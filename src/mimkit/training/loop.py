@@ -7,33 +7,28 @@ computed from s, so a resumed run needs only weights, optimizer moments and torc
 import copy
 import itertools
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from pathlib import Path
+from contextlib import closing
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
-from mimkit.backbones.lean_block import autocast
+from mimkit.errors import TrainingStopped
 from mimkit.progress import Progress
-from mimkit.training.adamw_bf16 import for_training
 from mimkit.training.blocks import uncompiled
 from mimkit.training.checkpoint import Checkpoint
 from mimkit.training.distributed import ALONE, World, accumulating, parallelized
-from mimkit.training.optim import Train
+from mimkit.training.failures import explained
+from mimkit.training.optim import Train, parameter_groups
+from mimkit.training.precision import autocast, for_training
 from mimkit.training.run_folder import Run
 from mimkit.training.signals import stop_signals, uninterrupted
-from mimkit.training.state import State, parameter_groups
+from mimkit.training.state import State
 
 __all__ = ["State", "Train", "TrainingStopped", "fit", "parameter_groups"]
 
 Row = dict[str, Any]
-
-NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")  # of devices, of the machine
-NO_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
 
 
 class Batches(Protocol):
@@ -55,10 +50,6 @@ class Evaluator(Protocol):
     """
 
     def __call__(self, step: int) -> Row | None: ...
-
-
-class TrainingStopped(RuntimeError):
-    """The run cannot go on; the message says why and what is kept."""
 
 
 def fit(
@@ -276,48 +267,6 @@ def refuse_without_gradient(state: State) -> None:
             f"{len(names)} trained parameters got no gradient, {names[0]} first: to train with several processes, "
             "freeze (requires_grad_(False)) what the loss does not depend on"
         )
-
-
-@contextmanager
-def explained(step: Callable[[], int], run: Run, micro_batch: int) -> Iterator[None]:
-    """Inside, what the training itself runs into becomes one line with what to do; the traceback stays its cause.
-
-    Raises:
-        TrainingStopped: instead of errors that are not our own.
-    """
-    try:
-        yield
-    except (ValueError, RuntimeError, MemoryError, ConnectionError, EOFError) as error:
-        if type(error).__module__.startswith("mimkit."):
-            raise
-        reason = in_a_line(error)
-        on = f"the last checkpoint is kept, go on with: mimkit resume {run.folder}"
-        if out_of_memory(error):
-            smaller = next((n for n in range(micro_batch // 2, 0, -1) if micro_batch % n == 0), None)
-            what = f"out of memory in step {step()}, with --micro-batch {micro_batch}"
-            raise TrainingStopped(f"{what}; {on}{f' --micro-batch {smaller}, or auto' if smaller else ''}") from error
-        if "DataLoader worker (pid" in str(error) or isinstance(error, ConnectionError | EOFError):
-            raise TrainingStopped(f"a process that reads images was lost in step {step()}: {reason}; {on}") from error
-        if isinstance(error, dist.DistError) or any(words in str(error) for words in NO_PEER):
-            raise TrainingStopped(f"another process of this run was lost in step {step()}; {on}") from error
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(place.filename).name}:{place.lineno}"
-        raise TrainingStopped(f"step {step()}: {type(error).__name__} in {where}: {reason}; {on}") from error
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether the device or the machine had too little memory."""
-    said = any(words in str(error) for words in NO_MEMORY)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and said)
-
-
-def in_a_line(error: BaseException) -> str:
-    """The first line of what an error says; of one that a reading process met, the last lines of its traceback."""
-    lines = str(error).strip().splitlines() or [""]
-    if not lines[0].startswith("Caught "):
-        return lines[0]
-    said = itertools.takewhile(lambda line: not line.startswith(" "), reversed(lines))
-    return "; ".join(reversed([*said]))
 
 
 def beside_untrained(row: Row, run: Run) -> str:

@@ -1,8 +1,14 @@
-"""The values a method is trained with, and the learning rate they make."""
+"""The values that something is trained with, the learning rate they make, and the optimizer."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mimkit.training.adamw_bf16 import AdamW16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,3 +87,33 @@ class Train:
         progress = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
         end = self.min_lr * self.scale
         return end + (self.peak_lr - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def adamw(
+    groups: Iterable[Any], precision: str, *, lr: float, betas: tuple[float, float] = (0.9, 0.95)
+) -> torch.optim.Optimizer:
+    """AdamW for parameters, or groups of them, of a model made ready by `for_training`."""
+    if precision == "bf16-pure":
+        return AdamW16(groups, lr=lr, betas=betas)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+
+
+def norm_of(gradients: list[Tensor]) -> Tensor:
+    """The norm of all gradients together, added up in float32 where they are bfloat16."""
+    norms = torch._foreach_norm(gradients, 2, dtype=torch.promote_types(gradients[0].dtype, torch.float32))
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def parameter_groups(model: nn.Module, values: Train) -> list[dict[str, Any]]:
+    """AdamW's groups: matrices decayed, biases, norms and other vectors not, tokens and positions as the values say."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decayed = parameter.ndim > 1
+            if name.endswith("_token"):
+                decayed = values.decay_tokens
+            elif name.rpartition(".")[2].startswith(("pos_embed", "relative_position_bias_table")):
+                decayed = values.decay_positions
+            groups[decayed].append(parameter)
+    decays = {True: values.weight_decay, False: 0.0}
+    return [{"params": group, "weight_decay": decays[decayed]} for decayed, group in groups.items() if group]

@@ -4,30 +4,14 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mimkit.training.adamw_bf16 import adamw, in_float32, norm_of, widened
 from mimkit.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from mimkit.training.distributed import ALONE, World, like, local, whole
-from mimkit.training.optim import Train
-
-
-def parameter_groups(model: nn.Module, values: Train) -> list[dict[str, Any]]:
-    """AdamW's groups: matrices decayed, biases, norms and other vectors not, tokens and positions as the values say."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decayed = parameter.ndim > 1
-            if name.endswith("_token"):
-                decayed = values.decay_tokens
-            elif name.rpartition(".")[2].startswith(("pos_embed", "relative_position_bias_table")):
-                decayed = values.decay_positions
-            groups[decayed].append(parameter)
-    decays = {True: values.weight_decay, False: 0.0}
-    return [{"params": group, "weight_decay": decays[decayed]} for decayed, group in groups.items() if group]
+from mimkit.training.optim import Train, adamw, norm_of, parameter_groups
+from mimkit.training.precision import in_float32, widened
 
 
 @dataclass(frozen=True)

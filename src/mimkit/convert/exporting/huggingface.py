@@ -7,8 +7,8 @@ from typing import Any
 from mimkit.convert.exporting.model_card import model_card, origin_of, write_card
 from mimkit.convert.exporting.safetensors import write
 from mimkit.convert.exporting.transformers_model import Twin, Unlike, encoder_twin, method_twin
-from mimkit.evaluation.features import ImageEncoder
 from mimkit.files import write_text
+from mimkit.image_encoder import ImageEncoder
 from mimkit.method import Method
 from mimkit.sources import load_encoder, load_method, read_source
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from mimkit.evaluation.features import ImageEncoder
 from mimkit.files import write_text
+from mimkit.image_encoder import ImageEncoder
 from mimkit.sources import pretrained_config
 from mimkit.training.run_folder import Run
 

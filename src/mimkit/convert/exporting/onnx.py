@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mimkit.convert.exporting.model_card import card_beside, model_card, origin_of, write_card
-from mimkit.evaluation.features import ImageEncoder
 from mimkit.files import write_bytes
+from mimkit.image_encoder import ImageEncoder
 from mimkit.sources import load_encoder
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mimkit.backbones.load import parse_name
 from mimkit.convert.exporting.model_card import card_beside, model_card, origin_of, own_name, write_card
-from mimkit.evaluation.features import ImageEncoder
 from mimkit.files import write_bytes
+from mimkit.image_encoder import ImageEncoder
 from mimkit.sources import load_encoder, read_source
 
 # How timm's families give the features that mimkit reads out, simple ways first: they name final norms differently,

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from mimkit.backbones import Encoder
-from mimkit.backbones.visible import positions_for
 from mimkit.compose import compose
 from mimkit.convert.exporting.safetensors import write
 from mimkit.convert.importing import beit, convmae, localmim, swin
@@ -21,8 +20,8 @@ from mimkit.convert.importing.positions import place_positions, resize_relative_
 from mimkit.convert.importing.read_file import read_checkpoint
 from mimkit.convert.importing.recognize import LICENCES, Format, recognize, some
 from mimkit.convert.rename import UNUSED, Layout, Options, Weights, drop
-from mimkit.flags import naming
-from mimkit.grids import Grid, grid_for
+from mimkit.errors import naming
+from mimkit.grids import Grid, grid_for, positions_for
 from mimkit.recipes import Recipe, build, parts_in_words
 from mimkit.settings import Settings
 from mimkit.views import Normalization

@@ -10,9 +10,8 @@ import torch
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-from mimkit.backbones.visible import positions_for
 from mimkit.convert.rename import Weights
-from mimkit.grids import Grid
+from mimkit.grids import Grid, positions_for
 
 
 def window_of(rows: int) -> tuple[int, int]:

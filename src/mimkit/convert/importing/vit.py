@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from mimkit.backbones.load import parse_name
-from mimkit.backbones.visible import is_sincos
 from mimkit.convert.importing.hints import Facts
 from mimkit.convert.rename import NO_DECODER, Layout, Options, Rules, Weights, count, drop, move_fc_norm, named, rename
-from mimkit.grids import Grid, grid_for
+from mimkit.grids import Grid, grid_for, is_sincos
 
 # timm's plain names: width, depth, heads, patch.
 NAMES = {

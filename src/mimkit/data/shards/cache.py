@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mimkit.data.workers import DataUnreachable
+from mimkit.errors import DataUnreachable
 from mimkit.files import flush, write_bytes
 
 try:

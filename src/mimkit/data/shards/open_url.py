@@ -15,7 +15,7 @@ from mimkit.data.shards.parquet import open_parquet
 from mimkit.data.shards.prefetch import MOST_OPEN, Fetched, Source
 from mimkit.data.shards.tar import INDEX_VERSION, Index, Shards, build_index, pack_index, unpack_index
 from mimkit.data.shards.urls import RemoteFile, at_once, fetch, fetch_small, path_of, remote_files, root_of
-from mimkit.data.workers import DataUnreachable
+from mimkit.errors import DataUnreachable
 from mimkit.progress import Progress, speaking
 
 _BUILT_AT_ONCE = 4

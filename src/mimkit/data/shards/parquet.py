@@ -21,15 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from mimkit.data.decode import BadImage
 from mimkit.data.images import HELD_OUT, TRAIN
 from mimkit.data.shards.cache import Cache
 from mimkit.data.shards.prefetch import Fetched, Source
 from mimkit.data.shards.tar import number_classes, part_of
 from mimkit.data.shards.urls import FIRST_WAITS, RemoteFile, at_once, fetch, open_remote, patiently
 from mimkit.data.string_array import Names
-from mimkit.data.workers import DataUnreachable
-from mimkit.locations import Location, below
+from mimkit.errors import BadImage, DataUnreachable
+from mimkit.files import Location, below
 
 HELD_OUT_NAMES = ("val", "valid", "validation", "test")
 _LABELS = ("label", "labels", "class", "cls", "fine_label")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mimkit.data.shards.cache import Cache
 from mimkit.data.shards.urls import WAITS, RemoteFile, fetch
-from mimkit.data.workers import DataUnreachable
+from mimkit.errors import DataUnreachable
 
 MOST_OPEN = 32
 _PAUSE = 10.0

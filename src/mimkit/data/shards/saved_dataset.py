@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from mimkit.data.decode import BadImage
 from mimkit.data.shards.parquet import as_labels, choose_parts, image_column, join_labels, label_column
 from mimkit.data.shards.tar import part_of
 from mimkit.data.string_array import Names
+from mimkit.errors import BadImage
 
 _SPLITS, _ONE = "dataset_dict.json", "state.json"
 

@@ -25,11 +25,11 @@ from typing import Protocol
 
 import numpy as np
 
-from mimkit.data.decode import BadImage, image_suffixes
+from mimkit.data.decode import image_suffixes
 from mimkit.data.images import HELD_OUT, TRAIN
 from mimkit.data.string_array import Names
-from mimkit.files import write_bytes
-from mimkit.locations import Location, below, expand
+from mimkit.errors import BadImage
+from mimkit.files import Location, below, expand, write_bytes
 
 _PART = re.compile(r"(train|valid|validation|val|test)(?=[-_./\d]|$)")
 INDEX_VERSION = 1

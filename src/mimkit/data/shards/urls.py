@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from mimkit.data.workers import DataUnreachable
-from mimkit.locations import expand
+from mimkit.errors import DataUnreachable
+from mimkit.files import expand
 
 WAITS = (1, 2, 5, 15, 30, 60)
 """Seconds between tries: nearly two minutes in all."""

@@ -1,0 +1,53 @@
+"""Every exception that a user meets, and the flags that a message names."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def naming(*flags: str) -> Iterator[None]:
+    """Put the flags concerned before the message of a ValueError or FileNotFoundError raised inside."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{', '.join(flags)}: {error}") from error
+
+
+def flag(name: str) -> str:
+    """The command line's name of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+class CannotGoOn(RuntimeError):
+    """No more batches can be made; the message says why, in a line."""
+
+
+class TooManyBadImages(CannotGoOn):
+    """One image after the other could not be read."""
+
+
+class DataUnreachable(CannotGoOn):
+    """Data cannot be fetched from where they lie, whether for now or for good."""
+
+
+class BadImage(Exception):
+    """A file that gives no image: missing, broken, too large, or of no known format.
+
+    Args:
+        path: the file.
+        reason: one short line.
+    """
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(str(path), reason)
+        self.path = str(path)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class TrainingStopped(RuntimeError):
+    """The run cannot go on; the message says why and what is kept."""

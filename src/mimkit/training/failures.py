@@ -1,0 +1,58 @@
+"""What a run can run into, as one line with what to do."""
+
+import itertools
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+
+from mimkit.errors import TrainingStopped
+from mimkit.training.run_folder import Run
+
+NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")  # of devices, of the machine
+NO_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+
+
+@contextmanager
+def explained(step: Callable[[], int], run: Run, micro_batch: int) -> Iterator[None]:
+    """Inside, what the training itself runs into becomes one line with what to do; the traceback stays its cause.
+
+    Raises:
+        TrainingStopped: instead of errors that are not our own.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError, MemoryError, ConnectionError, EOFError) as error:
+        if type(error).__module__.startswith("mimkit."):
+            raise
+        reason = in_a_line(error)
+        on = f"the last checkpoint is kept, go on with: mimkit resume {run.folder}"
+        if out_of_memory(error):
+            smaller = next((n for n in range(micro_batch // 2, 0, -1) if micro_batch % n == 0), None)
+            what = f"out of memory in step {step()}, with --micro-batch {micro_batch}"
+            raise TrainingStopped(f"{what}; {on}{f' --micro-batch {smaller}, or auto' if smaller else ''}") from error
+        if "DataLoader worker (pid" in str(error) or isinstance(error, ConnectionError | EOFError):
+            raise TrainingStopped(f"a process that reads images was lost in step {step()}: {reason}; {on}") from error
+        if isinstance(error, dist.DistError) or any(words in str(error) for words in NO_PEER):
+            raise TrainingStopped(f"another process of this run was lost in step {step()}; {on}") from error
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        raise TrainingStopped(f"step {step()}: {type(error).__name__} in {where}: {reason}; {on}") from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the machine had too little memory."""
+    said = any(words in str(error) for words in NO_MEMORY)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and said)
+
+
+def in_a_line(error: BaseException) -> str:
+    """The first line of what an error says; of one that a reading process met, the last lines of its traceback."""
+    lines = str(error).strip().splitlines() or [""]
+    if not lines[0].startswith("Caught "):
+        return lines[0]
+    said = itertools.takewhile(lambda line: not line.startswith(" "), reversed(lines))
+    return "; ".join(reversed([*said]))

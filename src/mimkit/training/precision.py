@@ -1,0 +1,84 @@
+"""Which number format a device computes fast in, and a model made ready to be trained in it."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mimkit.training.distributed import local
+
+Precision = Literal["bf16", "bf16-pure", "fp32"]
+
+
+def for_training(model: nn.Module, device: torch.device, precision: str) -> nn.Module:
+    """The model, on its device, in training mode, and in "bf16-pure" with weights, buffers and tables in bfloat16.
+
+    Batch norms stay float32: their statistics move by small steps, and torch wants their weights in the same format.
+    Targets and losses, which have no weights of their own, are computed in float32; norms, softmax and matrix products
+    add up in float32 inside.
+    """
+    model.to(device).train()
+    if precision == "bf16-pure":
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        kept = {tensor for norm in norms for tensor in tensors_of(norm)}
+        for tensor in tensors_of(model):
+            if tensor.dtype == torch.float32 and tensor not in kept:
+                tensor.data = tensor.data.bfloat16()
+    return model
+
+
+def refuse_batch_norms(model: nn.Module, processes: int) -> None:
+    """Several processes exchange gradients of one format only.
+
+    Raises:
+        ValueError: the model has batch norms.
+    """
+    count = sum(isinstance(module, _BatchNorm) for module in model.modules())
+    if count:
+        raise ValueError(
+            f"--precision bf16-pure keeps {count} batch norms in float32, which {processes} processes cannot train "
+            "together: use --precision bf16"
+        )
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Inside, what the model has in bfloat16 is float32, as whoever loads it will have it. It comes back as it was."""
+    kept = {tensor: tensor.data for tensor in tensors_of(model) if tensor.dtype == torch.bfloat16}
+    for tensor, values in kept.items():
+        tensor.data = values.float()
+    try:
+        yield
+    finally:
+        for tensor, values in kept.items():
+            tensor.data = values
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers."""
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def widened(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Copies of tensors, in float32 where they are bfloat16."""
+    given = [tensor.detach() for tensor in tensors]
+    copies = [torch.empty_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in given]
+    torch._foreach_copy_([local(copy) for copy in copies], [local(tensor) for tensor in given])
+    return copies
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """What a step's forward pass runs in. Casts of weights are not cached: a step uses each weight once."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+
+
+def choose_precision(device: torch.device) -> Precision:
+    """bf16 on GPUs and on CPUs that multiply it in hardware, float32 elsewhere."""
+    if device.type != "cpu":
+        return "bf16"
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.9 cannot tell
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
