@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from mimkit.masks import Mask as Mask
     from mimkit.pretraining import pretrain as pretrain
     from mimkit.pretraining import resume as resume
-    from mimkit.settings import Machine as Machine
     from mimkit.settings import Settings as Settings
     from mimkit.sources import load_encoder as load_encoder
     from mimkit.sources import load_method as load_method
+    from mimkit.training.machine import Machine as Machine
     from mimkit.training.run_folder import Run as Run
 
 _HOME = {
     "ImageEncoder": "mimkit.image_encoder",
-    "Machine": "mimkit.settings",
+    "Machine": "mimkit.training.machine",
     "Mask": "mimkit.masks",
     "Run": "mimkit.training.run_folder",
     "Settings": "mimkit.settings",

@@ -16,7 +16,7 @@ from mimkit.errors import TrainingStopped
 from mimkit.evaluation.online import Probe, Reconstructions, subset
 from mimkit.files import absolute
 from mimkit.plan import PICTURES, Plan, plan
-from mimkit.settings import Machine, Settings
+from mimkit.settings import Settings
 from mimkit.sources import recompose
 from mimkit.training.auto_workers import Tuning, tuned
 from mimkit.training.blocks import prepare_blocks
@@ -24,6 +24,7 @@ from mimkit.training.distributed import ALONE, World, job, joined
 from mimkit.training.hardware import choose_device
 from mimkit.training.loggers import require_sinks, tensorboard_sink
 from mimkit.training.loop import Evaluator, fit
+from mimkit.training.machine import Machine
 from mimkit.training.run_folder import Run, refuse_nonempty
 
 HERE = Machine()

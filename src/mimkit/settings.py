@@ -148,39 +148,6 @@ class Settings:
         return cls(**values)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What may differ from machine to machine without changing results."""
-
-    device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
-    workers: int | None = None
-    """Processes that read images; default: as many as read faster than the device computes, by a short measurement. On
-    a CPU computing is the slower part, and readers take cores from it: there, one is often enough."""
-    checkpoint_minutes: float = 5.0
-    """Minutes between checkpoints; 0 writes one after each step."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Under torchrun: each process holds the whole model (ddp), or a share of every parameter (fsdp)."""
-    recompute: bool = False
-    """Keep only the inputs of each block for the backward pass, and compute the block again: less memory, more time."""
-    sharded_checkpoints: bool = False
-    """Under torchrun: each process writes what it holds, for models too large to be put together in one."""
-    cache: Path | None = None
-    """Where shards from URLs are kept while they are in use; default: MIMKIT_CACHE, or this system's place for such."""
-    cache_gb: float | None = None
-    """Most gigabytes that are kept there; default: MIMKIT_CACHE_GB, or 50."""
-    tensorboard: bool = False
-    """Also write TensorBoard events (pip install mimkit[tensorboard])."""
-
-    def __post_init__(self) -> None:
-        for name in ("workers", "checkpoint_minutes"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{flag(name)} must be at least 0, got {value}")
-        if self.cache_gb is not None and not self.cache_gb > 0:
-            raise ValueError(f"--cache-gb must be above 0, got {self.cache_gb}")
-
-
 def as_size(sides: Sequence[int] | None) -> tuple[int, int] | None:
     """(side,) or (height, width) as (height, width).
 

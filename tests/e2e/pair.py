@@ -29,10 +29,11 @@ from mimkit.method import Method
 from mimkit.pretraining import pretrain, resume
 from mimkit.progress import Progress
 from mimkit.recipes import Recipe, mae
-from mimkit.settings import Machine, Settings
+from mimkit.settings import Settings
 from mimkit.targets import Features
 from mimkit.training import blocks, checkpoint
 from mimkit.training.distributed import Parallel
+from mimkit.training.machine import Machine
 from mimkit.training.run_folder import Run
 
 KINDS: tuple[Parallel, ...] = ("ddp", "fsdp")

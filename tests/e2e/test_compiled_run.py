@@ -17,10 +17,11 @@ from mimkit.compose import compose
 from mimkit.pretraining import pretrain, resume
 from mimkit.progress import Progress
 from mimkit.recipes import build
-from mimkit.settings import Machine, Settings
+from mimkit.settings import Settings
 from mimkit.sources import load_method
 from mimkit.training import blocks
 from mimkit.training.checkpoint import load_newest
+from mimkit.training.machine import Machine
 from mimkit.training.run_folder import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

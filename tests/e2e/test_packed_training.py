@@ -13,7 +13,7 @@ from mimkit.cli.main import main
 from mimkit.data import find_all
 from mimkit.errors import TrainingStopped
 from mimkit.pretraining import pretrain, resume
-from mimkit.settings import Machine
+from mimkit.training.machine import Machine
 from mimkit.training.run_folder import Run
 
 HERE = Machine(workers=0, checkpoint_minutes=0)

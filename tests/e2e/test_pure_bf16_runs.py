@@ -17,8 +17,9 @@ from mimkit.convert import export_huggingface, export_onnx, export_safetensors, 
 from mimkit.evaluation.online import Probe, subset
 from mimkit.plan import plan
 from mimkit.pretraining import pretrain, resume
-from mimkit.settings import Machine, Settings
+from mimkit.settings import Settings
 from mimkit.training.checkpoint import Checkpoint, load_newest
+from mimkit.training.machine import Machine
 from mimkit.training.run_folder import Run
 
 HERE = Machine(workers=0)

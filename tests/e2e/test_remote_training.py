@@ -13,7 +13,8 @@ from mimkit.cli.main import main
 from mimkit.data import Cache, find_images
 from mimkit.errors import TrainingStopped
 from mimkit.pretraining import pretrain, resume
-from mimkit.settings import Machine, Settings
+from mimkit.settings import Settings
+from mimkit.training.machine import Machine
 from mimkit.training.run_folder import Run
 
 pytest.importorskip("aiohttp")

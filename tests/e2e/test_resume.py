@@ -19,8 +19,9 @@ import pytest
 
 from mimkit.cli.main import main
 from mimkit.errors import flag
-from mimkit.settings import Machine, Settings
+from mimkit.settings import Settings
 from mimkit.training.checkpoint import recover
+from mimkit.training.machine import Machine
 from mimkit.training.run_folder import Run
 
 KILLS = 8  # test_soak.py has many more

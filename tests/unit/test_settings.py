@@ -9,8 +9,9 @@ import torch
 
 from mimkit.errors import flag
 from mimkit.plan import plan
-from mimkit.settings import Machine, Settings, as_size
+from mimkit.settings import Settings, as_size
 from mimkit.training.loop import Train
+from mimkit.training.machine import Machine
 
 HERE = Path("photos")
 CPU = torch.device("cpu")

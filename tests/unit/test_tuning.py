@@ -14,7 +14,7 @@ from mimkit.cli.main import main
 from mimkit.method import Method
 from mimkit.plan import Plan, plan
 from mimkit.pretraining import pretrain
-from mimkit.settings import Machine, Settings
+from mimkit.settings import Settings
 from mimkit.training import auto_batch as trials
 from mimkit.training import auto_workers as tuning
 from mimkit.training.auto_batch import (
@@ -31,6 +31,7 @@ from mimkit.training.auto_batch import (
 from mimkit.training.auto_workers import Tuning, readers, reading_times, tuned
 from mimkit.training.distributed import ALONE, World
 from mimkit.training.hardware import available_memory, choose_workers, cores
+from mimkit.training.machine import Machine
 from mimkit.training.run_folder import Run
 
 CPU = torch.device("cpu")

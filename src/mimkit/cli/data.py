@@ -33,8 +33,8 @@ def pack(
     from mimkit.data import all_with_parts, write_pack
     from mimkit.errors import naming
     from mimkit.progress import Progress
-    from mimkit.settings import Machine
     from mimkit.training.hardware import choose_workers
+    from mimkit.training.machine import Machine
 
     readers = choose_workers(Machine(workers=workers).workers)
     with naming("PATH"):

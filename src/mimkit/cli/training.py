@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from mimkit.settings import Machine, Settings
+from mimkit.settings import Settings
+from mimkit.training.machine import Machine
 
 
 def demo(*, out: Path = Path("runs/demo"), overwrite: bool = False) -> int:

@@ -13,9 +13,10 @@ from mimkit.errors import naming
 from mimkit.evaluation import probes
 from mimkit.evaluation.features import extract
 from mimkit.files import write_bytes
-from mimkit.settings import Machine, as_size
+from mimkit.settings import as_size
 from mimkit.sources import load_encoder
 from mimkit.training.hardware import choose_device, choose_workers
+from mimkit.training.machine import Machine
 
 
 def probe_source(

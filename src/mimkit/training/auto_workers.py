@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mimkit.data import TrainBatches
-from mimkit.settings import Machine
 from mimkit.training.auto_batch import Trial, a_copy, divisors, find_micro_batch, speed_of
 from mimkit.training.distributed import World
 from mimkit.training.hardware import available_memory, choose_workers, cores, shared_memory
+from mimkit.training.machine import Machine
 
 if TYPE_CHECKING:
     from mimkit.plan import Plan

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mimkit.settings import Machine
+from mimkit.training.machine import Machine
 
 
 def require_sinks(machine: Machine) -> None:
