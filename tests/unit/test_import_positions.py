@@ -6,7 +6,7 @@ import torch
 from scipy.interpolate import RectBivariateSpline
 from torch import Tensor
 
-from mimkit.convert.importing.positions import geometric_distances, resize_relative_bias, window_of
+from mimkit.backbones.resize import geometric_distances, resize_relative_bias, window_of
 
 
 def slowly(table: Tensor, old: int, new: int) -> Tensor:

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
+from mimkit.backbones.resize import window_of
 from mimkit.convert.importing.hints import Facts
-from mimkit.convert.importing.positions import window_of
 from mimkit.convert.importing.swin import change, unshuffled
 from mimkit.convert.importing.vit import channel_settings, method_settings
 from mimkit.convert.rename import Layout, Options, Rules, Weights, count, move_fc_norm, named, rename

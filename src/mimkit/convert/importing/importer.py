@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from mimkit.backbones import Encoder
+from mimkit.backbones.resize import resize_relative_bias, window_of
 from mimkit.compose import compose
 from mimkit.convert.exporting.safetensors import write
 from mimkit.convert.importing import beit, convmae, localmim, swin
 from mimkit.convert.importing import vit as plain
 from mimkit.convert.importing.hints import Facts, facts_of
-from mimkit.convert.importing.positions import place_positions, resize_relative_bias, window_of
+from mimkit.convert.importing.positions import place_positions
 from mimkit.convert.importing.read_file import read_checkpoint
 from mimkit.convert.importing.recognize import LICENCES, Format, recognize, some
 from mimkit.convert.rename import UNUSED, Layout, Options, Weights, drop

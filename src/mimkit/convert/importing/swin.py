@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mimkit.backbones.resize import window_of
 from mimkit.convert.importing.hints import Facts
-from mimkit.convert.importing.positions import window_of
 from mimkit.convert.importing.vit import (
     DECODER,
     channel_settings,
