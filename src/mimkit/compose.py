@@ -1,4 +1,4 @@
-"""Names to recipes and parts: one dict literal for each kind, and nowhere else."""
+"""Names to recipes and parts, one dict literal for each kind; and recipes made again from what files keep of them."""
 
 import importlib.util
 import inspect
@@ -8,47 +8,100 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from mimkit import recipes as r
+from mimkit.backbones import create_encoder
 from mimkit.decoders import CrossDecoder, LinearDecoder, TransformerDecoder
 from mimkit.errors import naming
-from mimkit.masks import BlockMask, ComplementaryMasks, RandomMask, UniformMask
-from mimkit.readouts import Fused, FusedHierarchical, Last, Levels
-from mimkit.recipes import Recipe
+from mimkit.losses import Distance, absolute, squared
+from mimkit.masks import BlockMask, ComplementaryMasks, MaskSampler, RandomMask, UniformMask
+from mimkit.readouts import Fused, FusedHierarchical, Last, Levels, Readout
+from mimkit.recipes import PARTS, DecoderMaker, Recipe, record_of_parts
+from mimkit.records import as_text, make, parse_text, same
 from mimkit.settings import Settings
-from mimkit.targets import Features, Hog, LowFreqPixels, Pixels
-from mimkit.views import Normalization, RandomResizedCrop, SimpleResizedCrop
+from mimkit.targets import Features, Hog, LowFreqPixels, Pixels, Target
+from mimkit.training.optim import Train
+from mimkit.views import Normalization, RandomResizedCrop, SimpleResizedCrop, View
 
+# Names of recipes and parts, as the command line has them, and nowhere else: README's lists, the settings' help and the
+# golden grid are checked against these. A part that is added here is also found in run folders, by its own name.
 
-def recipes() -> dict[str, Callable[[], Recipe]]:
-    """Recipes by the name the command line gives them."""
-    return {
-        "mae": r.mae,
-        "pixmim": lambda: r.pixmim(r.mae()),
-        "mff": lambda: r.mff(r.mae()),
-        "pixmim-mff": r.pixmim_mff,
-        "localmim": r.localmim,
-        "localmim-isolated": lambda: r.localmim(isolated=True),
-        "localmim-large": r.localmim_large,
-        "localmim-swin": r.localmim_swin,
-        "localmim-swin-pixel": lambda: r.localmim_swin(target=Pixels()),
-        "localmim-swin-large": r.localmim_swin_large,
-        "simmim": r.simmim,
-        "simmim-vit": r.simmim_vit,
-        "pixmim-simmim": lambda: r.pixmim(r.simmim()),
-        "mff-simmim": lambda: r.mff_hierarchical(r.simmim()),
-        "mff-simmim-vit": lambda: r.mff(r.simmim_vit()),
-        "greenmim": r.greenmim,
-        "convmae": r.convmae,
-        "convmae-fast": r.fast_convmae,
-        "pixmim-convmae": lambda: r.pixmim(r.convmae()),
-        "lsmae": r.lsmae,
-        "pixmim-lsmae": lambda: r.pixmim(r.lsmae()),
-        "maskfeat": r.maskfeat,
-        "um-mae": r.um_mae,
-        "crossmae": r.crossmae,
-        "pixio": r.pixio,
-        "small": r.small,
-    }
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "mae": r.mae,
+    "pixmim": lambda: r.pixmim(r.mae()),
+    "mff": lambda: r.mff(r.mae()),
+    "pixmim-mff": r.pixmim_mff,
+    "localmim": r.localmim,
+    "localmim-isolated": lambda: r.localmim(isolated=True),
+    "localmim-large": r.localmim_large,
+    "localmim-swin": r.localmim_swin,
+    "localmim-swin-pixel": lambda: r.localmim_swin(target=Pixels()),
+    "localmim-swin-large": r.localmim_swin_large,
+    "simmim": r.simmim,
+    "simmim-vit": r.simmim_vit,
+    "pixmim-simmim": lambda: r.pixmim(r.simmim()),
+    "mff-simmim": lambda: r.mff_hierarchical(r.simmim()),
+    "mff-simmim-vit": lambda: r.mff(r.simmim_vit()),
+    "greenmim": r.greenmim,
+    "convmae": r.convmae,
+    "convmae-fast": r.fast_convmae,
+    "pixmim-convmae": lambda: r.pixmim(r.convmae()),
+    "lsmae": r.lsmae,
+    "pixmim-lsmae": lambda: r.pixmim(r.lsmae()),
+    "maskfeat": r.maskfeat,
+    "um-mae": r.um_mae,
+    "crossmae": r.crossmae,
+    "pixio": r.pixio,
+    "small": r.small,
+}
+VIEWS: dict[str, Callable[..., View]] = {
+    "random-resized-crop": RandomResizedCrop,
+    "simple-resized-crop": SimpleResizedCrop,
+}
+MASKS: dict[str, Callable[..., MaskSampler]] = {
+    "random": partial(RandomMask, shared=False),
+    "shared": partial(RandomMask, shared=True),
+    "block": BlockMask,
+    "uniform": UniformMask,
+    "complementary": ComplementaryMasks,
+}
+READOUTS: dict[str, Callable[..., Readout]] = {
+    "last": Last,
+    "fused": Fused,
+    "fused-mlp": partial(Fused, projection="mlp"),
+    "fused-attention": partial(Fused, fusion="attention"),
+    "fused-all": partial(Fused, taps="all", projection=None),
+    "fused-hierarchical": FusedHierarchical,
+    "levels": Levels,
+}
+DECODERS: dict[str, DecoderMaker] = {
+    "transformer": TransformerDecoder,
+    "cross": CrossDecoder,
+    "linear": LinearDecoder,
+}
+TARGETS: dict[str, Callable[..., Target]] = {
+    "pixels": Pixels,
+    "raw-pixels": partial(Pixels, normalized=False),
+    "lowfreq-pixels": LowFreqPixels,
+    "lowfreq-pixels-mmselfsup": partial(LowFreqPixels, filter="mmselfsup"),
+    "hog": Hog,
+    "hog-18": partial(Hog, bins=18),
+    "features": Features,
+}
+DISTANCES: dict[str, Distance] = {"squared": squared, "absolute": absolute}
+
+KNOWN: dict[str, Any] = {
+    part.__name__: part
+    for table in (VIEWS, MASKS, READOUTS, DECODERS, TARGETS, DISTANCES)
+    for part in (getattr(make, "func", make) for make in table.values())
+} | {part.__name__: part for part in (create_encoder, Normalization, Train)}
+KNOWN |= {member.name: member for member in Image.Resampling}
+"""Parts by their own names, as `records` has them."""
+
+TRAIN_SETTINGS = {field.name: field.name for field in fields(Train) if field.name in Settings.__dataclass_fields__}
+TRAIN_SETTINGS |= {"ema_decay": "ema"}
+"""Which setting gives a value of `Train`."""
 
 
 def compose(recipe: str, settings: Settings) -> Recipe:
@@ -59,91 +112,128 @@ def compose(recipe: str, settings: Settings) -> Recipe:
     """
     base = find_recipe(recipe)
     channels = settings.channels or base.channels
-    statistics = base.statistics
-    if settings.mean is not None and settings.std is not None:
-        if len(settings.mean) != channels:
-            raise ValueError(f"--mean, --std: {len(settings.mean)} numbers for images of {channels} channels")
-        statistics = Normalization(settings.mean, settings.std)
-    normalization = statistics or Normalization.for_channels(channels)
-    views = {"random-resized-crop": RandomResizedCrop, "simple-resized-crop": SimpleResizedCrop}
-    masks = {
-        "random": RandomMask,
-        "shared": partial(RandomMask, shared=True),
-        "block": BlockMask,
-        "uniform": UniformMask,
-        "complementary": ComplementaryMasks,
-    }
-    readouts = {
-        "last": Last,
-        "fused": Fused,
-        "fused-mlp": partial(Fused, projection="mlp"),
-        "fused-attention": partial(Fused, fusion="attention"),
-        "fused-all": partial(Fused, taps="all", projection=None),
-        "fused-hierarchical": FusedHierarchical,
-        "levels": Levels,
-    }
-    decoders = {"transformer": TransformerDecoder, "cross": CrossDecoder, "linear": LinearDecoder}
-    targets = {
-        "hog": Hog,
-        "hog-18": partial(Hog, bins=18),
-        "pixels": Pixels,
-        "raw-pixels": partial(Pixels, normalized=False),
-        "lowfreq-pixels": LowFreqPixels,
-        "lowfreq-pixels-mmselfsup": partial(LowFreqPixels, filter="mmselfsup", normalization=normalization),
-        "features": partial(Features, str(settings.teacher), normalization=normalization),
-    }
-
+    statistics = given_statistics(settings, channels) or base.statistics
     if (settings.target == "features") != (settings.teacher is not None):
         raise ValueError("--target features and --teacher NAME go together")
-    parts: dict[str, Any] = {}
+    parts: dict[str, Any] = {"statistics": statistics, "channels": channels}
+    if settings.image_size is not None:
+        parts["image_size"] = settings.image_size
     if settings.view is not None:
-        parts["view"] = choose("--view", settings.view, views)()
+        parts["view"] = choose("--view", settings.view, VIEWS)()
     if settings.mask is not None:
-        make = choose("--mask", settings.mask, masks)
-        keep = isinstance(base.mask, RandomMask) and settings.mask in ("random", "shared")
-        parts["mask"] = with_fields("--mask", base.mask, {"shared": settings.mask == "shared"}) if keep else make()
+        make = choose("--mask", settings.mask, MASKS)
+        kind, values = getattr(make, "func", make), getattr(make, "keywords", {})
+        parts["mask"] = with_fields(base.mask, values) if type(base.mask) is kind else make()
     if settings.readout is not None:
-        parts["readout"] = choose("--readout", settings.readout, readouts)
+        parts["readout"] = choose("--readout", settings.readout, READOUTS)
     if settings.decoder is not None:
-        kind = choose("--decoder", settings.decoder, decoders)
+        kind = choose("--decoder", settings.decoder, DECODERS)
         parts["decoder"] = base.decoder if getattr(base.decoder, "func", base.decoder) is kind else kind
     if settings.target is not None:
-        parts["target"] = choose("--target", settings.target, targets)()
-    for name in ("image_size", "channels"):
-        if getattr(settings, name) is not None:
-            parts[name] = getattr(settings, name)
-    changed = replace(base, **parts, statistics=statistics)
+        make = choose("--target", settings.target, TARGETS)
+        own = {"normalization": statistics or Normalization.for_channels(channels), "model": settings.teacher}
+        parts["target"] = make(**{name: own[name] for name in own if name in inspect.signature(make).parameters})
+    changed = replace(base, **parts)
 
     encoder = given(settings, backbone="name", encoder="kind", norm_eps="norm_eps")
-    if settings.mask == "uniform":
+    if changed.mask.mask_token:
         encoder["mask_token"] = True
     if settings.class_tokens is not None:
         encoder["reg_tokens"] = settings.class_tokens - 1
     mask = given(settings, mask_ratio="ratio", mask_cell="cell", predict_share="scored")
     taps = given(settings, taps="taps")
-    decoder = given(settings, decoder_width="width", decoder_depth="depth", decoder_heads="heads")
-    norms = given(settings, norm_eps="eps")
     offsets = {} if settings.hog_offsets is None else {"offsets": in_pairs(settings.hog_offsets)}
-    train = {
-        f.name: getattr(settings, f.name) for f in fields(base.train) if getattr(settings, f.name, None) is not None
-    }
-    if "epochs" in train:
-        train.setdefault("warmup_epochs", min(base.train.warmup_epochs, 0.15 * train["epochs"]))
-        train["drops"] = tuple(drop * train["epochs"] / base.train.epochs for drop in base.train.drops)
-    each = changed.decoder if isinstance(changed.decoder, tuple) else (changed.decoder,)
-    changed_decoders = tuple(
-        with_values("--decoder-width, -depth, -heads", make, decoder | (norms if has_norms(make) else {}))
-        for make in each
-    )
+    with naming("--mask-ratio", "--mask-cell", "--predict-share"):
+        changed_mask = with_fields(changed.mask, mask)
+    with naming("--hog-offsets"):
+        changed_target = with_fields(changed.target, offsets)
     return replace(
         changed,
         encoder=partial(changed.encoder, **encoder),
-        mask=with_fields("--mask-ratio, --mask-cell, --predict-share", changed.mask, mask),
+        mask=changed_mask,
         readout=with_values("--taps", changed.readout, taps),
-        decoder=changed_decoders if isinstance(changed.decoder, tuple) else changed_decoders[0],
-        target=with_fields("--hog-offsets", changed.target, offsets),
-        train=replace(changed.train, **train),
+        decoder=with_decoder_values(changed.decoder, settings),
+        target=changed_target,
+        train=with_train_values(changed.train, settings),
     )
+
+
+def given_statistics(settings: Settings, channels: int) -> Normalization | None:
+    """The mean and standard deviation that the settings give.
+
+    Raises:
+        ValueError: they are for another number of channels.
+    """
+    if settings.mean is None or settings.std is None:
+        return None
+    if len(settings.mean) != channels:
+        raise ValueError(f"--mean, --std: {len(settings.mean)} numbers for images of {channels} channels")
+    return Normalization(settings.mean, settings.std)
+
+
+def with_decoder_values(decoder: DecoderMaker | tuple[DecoderMaker, ...], settings: Settings) -> Any:
+    """What makes a decoder, or one for each level, with the settings' widths, depths and heads."""
+    if isinstance(decoder, tuple):
+        return tuple(with_decoder_values(one, settings) for one in decoder)
+    values = given(settings, decoder_width="width", decoder_depth="depth", decoder_heads="heads")
+    if "eps" in inspect.signature(decoder).parameters:
+        values |= given(settings, norm_eps="eps")
+    return with_values("--decoder-width, -depth, -heads", decoder, values)
+
+
+def with_train_values(base: Train, settings: Settings) -> Train:
+    """Training values with those that the settings give; warm-up and milestones follow the epochs."""
+    values = {name: getattr(settings, setting) for name, setting in TRAIN_SETTINGS.items()}
+    values = {name: value for name, value in values.items() if value is not None}
+    if "epochs" in values:
+        values.setdefault("warmup_epochs", min(base.warmup_epochs, 0.15 * values["epochs"]))
+        values["milestones"] = tuple(epoch * values["epochs"] / base.epochs for epoch in base.milestones)
+    return replace(base, **values)
+
+
+def restore_recipe(facts: dict[str, Any]) -> Recipe:
+    """The recipe that run.json or an exported file describes, from its parts; what its name means today is not asked.
+
+    Args:
+        facts: "recipe", "settings" and "parts" of either, in any format.
+
+    Raises:
+        ValueError: this version does not know a part, or one of its values.
+    """
+    parts, training = facts["parts"], facts.get("training")
+    records = {name: parts[name] for name in PARTS}
+    if facts.get("format", 1) == 1:
+        base, settings = find_recipe(facts["recipe"]), Settings.from_json(facts["settings"])
+        records = {name: parse_text(text) for name, text in records.items()}
+        training = None if training is None else parse_text(training)
+        values: dict[str, Any] = {
+            "image_size": settings.image_size or base.image_size,
+            "channels": settings.channels or base.channels,
+        }
+        values["statistics"] = given_statistics(settings, values["channels"]) or base.statistics
+    else:
+        values = {name: make(parts[name], KNOWN) for name in ("image_size", "channels", "statistics")}
+    made = {name: make(record, KNOWN) for name, record in records.items()}
+    made["encoder"] = partial(made["encoder"], pretrained=False)  # weights are the file's
+    train = make(training, KNOWN) if training else find_recipe(facts["recipe"]).train
+    return Recipe(**made, **values, train=train)
+
+
+def require_same_parts(facts: dict[str, Any], recipe: Recipe, source: object) -> None:
+    """Refuse weights of a recipe from a user's file that has other parts today than when they were trained.
+
+    Of a file that holds an encoder only, no other part matters.
+
+    Raises:
+        ValueError: it has; the message names the part and both its forms.
+    """
+    for name, now in record_of_parts(recipe).items():
+        then = facts["parts"].get(name, now)
+        then = parse_text(then) if facts.get("format", 1) == 1 and name in PARTS else then
+        if not same(then, now, KNOWN) and (name == "encoder" or not facts.get("encoder_only")):
+            raise ValueError(
+                f"{source} was trained with {name} {as_text(then)}, but recipe {facts['recipe']} now has {as_text(now)}"
+            )
 
 
 def find_recipe(name: str) -> Recipe:
@@ -154,7 +244,7 @@ def find_recipe(name: str) -> Recipe:
     """
     file, colon, function = name.rpartition(":")
     if not colon or not file.endswith(".py"):
-        return choose("recipe", name, recipes())()
+        return choose("recipe", name, RECIPES)()
     if not Path(file).is_file():
         raise ValueError(f"recipe {name}: no such file")
     specification = importlib.util.spec_from_file_location(f"recipes_of_{Path(file).stem}", file)
@@ -170,20 +260,16 @@ def find_recipe(name: str) -> Recipe:
     return made
 
 
-def with_fields(flags: str, part: Any, values: dict[str, Any]) -> Any:
+def with_fields(part: Any, values: dict[str, Any]) -> Any:
     """A frozen part with some fields replaced.
 
     Raises:
         ValueError: it has no such field, or refuses a value.
     """
-    known = {f.name for f in fields(part)}
-    strange = values.keys() - known
-    if strange:
-        raise ValueError(f"{flags}: {type(part).__name__} has no {', '.join(sorted(strange))}")
-    if not values:
-        return part
-    with naming(*flags.split(", ")):
-        return replace(part, **values)
+    unknown = values.keys() - {f.name for f in fields(part)}
+    if unknown:
+        raise ValueError(f"{type(part).__name__} has no {', '.join(sorted(unknown))}")
+    return replace(part, **values) if values else part
 
 
 def with_values(flags: str, make: Callable[..., Any], values: dict[str, Any]) -> Callable[..., Any]:
@@ -197,11 +283,6 @@ def with_values(flags: str, make: Callable[..., Any], values: dict[str, Any]) ->
         name = getattr(getattr(make, "func", make), "__name__", "this part")
         raise ValueError(f"{flags}: {name} takes no {', '.join(sorted(strange))}")
     return partial(make, **values) if values else make
-
-
-def has_norms(make: Callable[..., Any]) -> bool:
-    """Whether what makes a decoder can be told the epsilon of its norms."""
-    return "eps" in inspect.signature(make).parameters
 
 
 def in_pairs(values: Sequence[float]) -> tuple[tuple[float, float], ...]:

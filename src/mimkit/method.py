@@ -84,7 +84,8 @@ class Method(nn.Module):
         if mask is None:
             if keys is None:
                 keys = torch.randint(2**62, (len(images),), device=images.device)
-            mask = self.mask.sample(keys, (images.shape[-2], images.shape[-1]), self.encoder.cell, batch_key)
+            grid = self.mask.grid((images.shape[-2], images.shape[-1]), self.encoder.cell)
+            mask = self.mask.sample(keys, grid, batch_key)
         if len(mask.hidden) != len(images) * mask.copies:
             raise ValueError(f"a mask for {len(mask.hidden) // mask.copies} images was given with {len(images)} images")
         images = images if mask.copies == 1 else images.repeat_interleave(mask.copies, dim=0)

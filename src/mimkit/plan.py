@@ -1,72 +1,184 @@
-"""A request to pre-train, resolved: recipe, data and method, before anything is written."""
+"""Pre-training as a job: a request resolved to recipe, data and method, before anything is written."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
-from mimkit.compose import compose
+from mimkit.backbones import DenseEncoder
+from mimkit.compose import TRAIN_SETTINGS
 from mimkit.data import Cache, ImageList, TrainBatches, choose_decoder, split
 from mimkit.efficiency import tune
 from mimkit.errors import naming
+from mimkit.evaluation.online import OnlineProbe, OnlineReconstructions, subset
 from mimkit.files import absolute
 from mimkit.method import Method
-from mimkit.recipes import Recipe, build
+from mimkit.randomness import scramble
+from mimkit.recipes import Recipe, build, record_of_parts
+from mimkit.records import record_of
 from mimkit.settings import Settings
-from mimkit.training.auto_batch import divisors
 from mimkit.training.blocks import require_compiler
-from mimkit.training.distributed import ALONE, World
+from mimkit.training.distributed import SINGLE, World
+from mimkit.training.hardware import count_parameters
+from mimkit.training.job import Job, Reading
+from mimkit.training.loop import Evaluator
+from mimkit.training.optim import Train
 from mimkit.training.precision import choose_precision, refuse_batch_norms
+from mimkit.training.run_folder import FORMAT, Run
 
 PICTURES = 8
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A request with everything resolved and built, before anything is written."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pretraining(Job):
+    """A request to pre-train with everything resolved and built; further attributes are those of every `Job`.
 
+    Args:
+        name: of the recipe: a name, or FILE.py:NAME.
+        recipe: as it is trained.
+        settings: the request, every value resolved.
+        train_images, held_out: the data.
+        notes: what was decided for the user, a line each.
+    """
+
+    kind: ClassVar[str] = "pretrain"  # type: ignore[misc]
     name: str
     recipe: Recipe
     settings: Settings
-    method: Method
-    train: ImageList
+    model: Method
+    train: Train
+    train_images: ImageList
     held_out: ImageList
-    parts: int
-    probe_every: int
-    notes: list[str]
+    samples: int
+    micro_batch: int | Literal["auto"]
+    skipped_share: float
+    log_every: int
+    compile: bool
+    notes: Sequence[str]
 
-    def batches(self, workers: int, world: World = ALONE, *, prefetch: int = 2, pinned: bool = False) -> TrainBatches:
+    def batches(
+        self, workers: int = 0, world: World = SINGLE, *, prefetch: int = 2, pin_memory: bool = False
+    ) -> TrainBatches:
+        share = self.train.batch_size // world.size
+        micro_batch = share if self.micro_batch == "auto" else self.micro_batch
         return TrainBatches(
-            self.train,
+            self.train_images,
             view=self.recipe.view,
             size=self.recipe.image_size,
             channels=self.recipe.channels,
-            batch_size=self.recipe.train.batch_size,
-            parts=self.parts,
+            batch_size=self.train.batch_size,
+            accumulation=share // micro_batch,
             repeats=self.settings.repeats,
             decode=self.settings.decode,
             seed=self.settings.seed,
             workers=workers,
             prefetch=prefetch,
-            pinned=pinned,
+            pin_memory=pin_memory,
             rank=world.rank,
             world=world.size,
         )
 
+    def evaluators(
+        self, run: Run, *, device: torch.device, workers: int, world: World
+    ) -> Sequence[tuple[int, Evaluator]]:
+        """A probe of the encoder and pictures of reconstructions, of held-out images."""
+        if not len(self.held_out):
+            return ()
+        assert self.settings.probe_every is not None
+        batches, method = self.batches(world=world), self.model
+        every = self.settings.probe_every * batches.steps_per_epoch
+        bank = subset(self.train_images, self.settings.probe_images)
+        test = subset(self.held_out, self.settings.probe_images)
+        probe = OnlineProbe(method, bank, test, device=device, workers=workers, batch_size=batches.micro_batch)
+        pictures = OnlineReconstructions(method, subset(self.held_out, PICTURES), run.folder, device=device)
+        return (every, probe), (every, pictures)
 
-def plan(
-    name: str, settings: Settings, *, device: torch.device, processes: int = 1, cache: Cache | None = None
-) -> Plan:
+    def scalars(self) -> dict[str, float]:
+        return self.model.scalars()
+
+    def describe(self, world: World) -> list[str]:
+        values, encoder = self.train, self.model.encoder
+        height, width = self.recipe.image_size
+        how = "computing on visible tokens only"
+        if isinstance(encoder, DenseEncoder):
+            how = "mask tokens in place of hidden cells" + (f" ({encoder.why})" if encoder.why else "")
+        ranks = f" in each of {world.size} processes, {world.parallel}" if world.size > 1 else ""
+        classes = self.train_images.classes
+        return [
+            f"{self.name}: {encoder.name} at {height} x {width}, {count_parameters(encoder):,} parameters, {how}",
+            f"data: {len(self.train_images):,} training and {len(self.held_out):,} held-out images, "
+            f"{f'{len(classes)} classes' if classes else 'no class folders'}",
+            f"training: {values.epochs} epochs, batch {values.batch_size} ({self.micro_batch} at once{ranks}), "
+            f"peak learning rate {values.peak_lr:.3g} = {values.base_lr:g} x {values.batch_size} / {values.lr_batch}, "
+            f"{values.precision}{', compiled' if self.compile else ''}",
+            *self.notes,
+        ]
+
+    def facts(self) -> dict[str, Any]:
+        method = self.model
+        return {
+            "recipe": self.name,
+            "settings": self.settings.to_json(),
+            "parts": record_of_parts(self.recipe)
+            | {"downstream": "the encoder with its final norm; readout and decoder serve pre-training only"},
+            "data": {
+                "path": str(self.settings.data),
+                "train_images": len(self.train_images),
+                "held_out_images": len(self.held_out),
+                "classes": self.train_images.classes,
+                "fingerprint": self.fingerprint,
+            },
+            "parameters": {
+                "encoder": count_parameters(method.encoder),
+                "readout": count_parameters(method.readout),
+                "decoder": count_parameters(method.decoders),
+            },
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the names and labels of all images, training and held out."""
+        return f"{self.train_images.fingerprint()}-{self.held_out.fingerprint()}"
+
+    def micro_batches(self, world: World) -> list[int]:
+        return divisors(self.train.batch_size // world.size, self.settings.repeats)
+
+    def with_micro_batch(self, samples: int, world: World) -> "Pretraining":
+        return replace(self, micro_batch=samples, settings=replace(self.settings, micro_batch=samples))
+
+    def random_inputs(self, samples: int) -> dict[str, Tensor]:
+        return random_images(self.recipe, samples)
+
+    def request(self) -> dict[str, Any]:
+        return self.facts() | {"format": FORMAT, "training": record_of(self.train)}
+
+    def reading(self, world: World) -> Reading | None:
+        batches = self.batches(0, world)
+        seconds = [taken / batches.repeats for taken in batches.reading_times()]
+        mib = batches.micro_batch * batches.channels * math.prod(batches.size) / 2**20
+        return Reading(seconds, mib) if seconds else None
+
+
+def plan_pretraining(
+    name: str,
+    recipe: Recipe,
+    settings: Settings,
+    *,
+    device: torch.device,
+    world: World = SINGLE,
+    cache: Cache | None = None,
+) -> Pretraining:
     """Resolve and build a request: read the folder, fix every value, make the method with the seed's weights.
-
-    With --micro-batch auto, the default's parts stand until `tuned` has found others.
 
     Args:
         name: of the recipe.
+        recipe: composed with the settings.
         settings: the request.
         device: where it is to run.
-        processes: that share each batch.
+        world: the processes that share each batch.
         cache: of shards that come from elsewhere.
 
     Raises:
@@ -74,61 +186,94 @@ def plan(
         FileNotFoundError: no such data.
         DataUnreachable: it lies elsewhere, and cannot be fetched.
     """
-    recipe = compose(name, settings)
     if settings.compile:
         require_compiler(device)
     with naming("--data"):
-        train, held_out = split(settings.data, settings.held_out, cache)
+        train_images, held_out = split(settings.data, settings.held_out, cache)
     notes = []
-    batch_size, repeats = recipe.train.batch_size, settings.repeats
-    if batch_size > len(train) * repeats:
-        given = f"{len(train)} training images in {settings.data}" + f" give with --repeats {repeats}" * (repeats > 1)
+    batch_size, repeats, count = recipe.train.batch_size, settings.repeats, len(train_images)
+    if batch_size > count * repeats:
+        given = f"{count} training images in {settings.data}" + f" give with --repeats {repeats}" * (repeats > 1)
         if settings.batch_size is not None:
             raise ValueError(f"--batch-size {batch_size} is more than the {given}")
-        batch_size = repeats << (len(train).bit_length() - 1)
+        batch_size = repeats << (count.bit_length() - 1)
         notes.append(f"the recipe's batch of {recipe.train.batch_size} is more than the {given}: {batch_size}")
-    if batch_size % processes:
-        raise ValueError(f"{processes} processes cannot share --batch-size {batch_size} equally")
-    share = batch_size // processes
-    of = f"the {share} images of each of {processes} processes" if processes > 1 else f"the batch size of {share}"
-    if share % repeats:
-        raise ValueError(f"--repeats {repeats} does not divide the {share} images that a process computes in a step")
-    sizes = divisors(share, repeats)
-    micro = settings.micro_batch if isinstance(settings.micro_batch, int) else default_micro_batch(sizes, device)
-    if share % micro:
-        raise ValueError(f"--micro-batch {micro} does not divide {of}")
-    if micro % repeats:
-        raise ValueError(f"--repeats {repeats} does not divide the {micro} images computed at once")
+    micro_batch = resolved_micro_batch(settings, batch_size, world.size, device)
     precision = settings.precision or choose_precision(device)
     recipe = replace(recipe, train=replace(recipe.train, batch_size=batch_size, precision=precision))
-    if len(train) // batch_size < 10 and settings.batch_size is None and name != "small":
+    if count // batch_size < 10 and settings.batch_size is None and name != "small":
         notes.append(
-            f"only {len(train) // batch_size} steps in an epoch of {len(train)} images: "
+            f"only {count // batch_size} steps in an epoch of {count} images: "
             "with few images, try the recipe `small`, or a --batch-size of 128"
         )
-    probe_every = settings.probe_every or -(-recipe.train.epochs // 5)
-    values: dict[str, Any] = {
-        f.name: getattr(recipe.train, f.name) for f in fields(Settings) if hasattr(recipe.train, f.name)
-    }
-    values["channels"] = recipe.channels
+    values: dict[str, Any] = {setting: getattr(recipe.train, name) for name, setting in TRAIN_SETTINGS.items()}
     settings = replace(
         settings,
         **values,
+        channels=recipe.channels,  # type: ignore[arg-type]  # a recipe's are 1 or 3 too
         data=absolute(settings.data),
         decode=choose_decoder(settings.decode),
         image_size=recipe.image_size,
-        micro_batch="auto" if settings.micro_batch == "auto" else micro,
-        probe_every=probe_every,
+        micro_batch=micro_batch,
+        probe_every=settings.probe_every or -(-recipe.train.epochs // 5),
     )
     torch.manual_seed(settings.seed)
     method = build(recipe)
     tune(method, device, precision)
-    if precision == "bf16-pure" and processes > 1:
-        refuse_batch_norms(method, processes)
-    return Plan(name, recipe, settings, method, train, held_out, share // micro, probe_every, notes)
+    if precision == "bf16-pure" and world.size > 1:
+        refuse_batch_norms(method, world.size)
+    return Pretraining(
+        name=name,
+        recipe=recipe,
+        settings=settings,
+        model=method,
+        train=recipe.train,
+        train_images=train_images,
+        held_out=held_out,
+        samples=count + len(held_out),
+        micro_batch=micro_batch,
+        skipped_share=settings.skipped_share,
+        log_every=settings.log_every,
+        compile=settings.compile,
+        notes=notes,
+    )
 
 
-def default_micro_batch(sizes: Sequence[int], device: torch.device) -> int:
-    """The largest of rising sizes up to 256 on an accelerator, 128 on a CPU."""
-    most = 128 if device.type == "cpu" else 256
-    return max((size for size in sizes if size <= most), default=sizes[0])
+def random_images(recipe: Recipe, count: int) -> dict[str, Tensor]:
+    """What a method is called with: images of random bytes, uint8 [B, C, H, W], and keys."""
+    drawn = torch.Generator().manual_seed(0)
+    shape = (count, recipe.channels, *recipe.image_size)
+    return {
+        "images": torch.randint(256, shape, dtype=torch.uint8, generator=drawn),
+        "keys": scramble(torch.arange(count)),
+    }
+
+
+def resolved_micro_batch(
+    settings: Settings, batch_size: int, processes: int, device: torch.device
+) -> int | Literal["auto"]:
+    """The images that a process computes at once, given or chosen: at most 128 on a CPU, 256 elsewhere.
+
+    Raises:
+        ValueError: batch size, processes, micro-batch and repeats do not divide each other.
+    """
+    if batch_size % processes:
+        raise ValueError(f"{processes} processes cannot share --batch-size {batch_size} equally")
+    share, repeats = batch_size // processes, settings.repeats
+    of = f"the {share} images of each of {processes} processes" if processes > 1 else f"the batch size of {share}"
+    if share % repeats:
+        raise ValueError(f"--repeats {repeats} does not divide the {share} images that a process computes in a step")
+    if settings.micro_batch == "auto":
+        return "auto"
+    most, sizes = 128 if device.type == "cpu" else 256, divisors(share, repeats)
+    micro_batch = settings.micro_batch or max((size for size in sizes if size <= most), default=sizes[0])
+    if share % micro_batch:
+        raise ValueError(f"--micro-batch {micro_batch} does not divide {of}")
+    if micro_batch % repeats:
+        raise ValueError(f"--repeats {repeats} does not divide the {micro_batch} images computed at once")
+    return micro_batch
+
+
+def divisors(share: int, repeats: int) -> list[int]:
+    """The micro-batches that a process's share of a batch can be cut into, of all views of so many images each."""
+    return [size for size in range(repeats, share + 1, repeats) if share % size == 0]

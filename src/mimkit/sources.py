@@ -7,6 +7,8 @@ random:vit_base_patch16_224     untrained, as a run would start
 """
 
 import json
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,15 @@ from torch import Tensor, nn
 
 from mimkit.backbones import create_encoder
 from mimkit.backbones.load import parse_name
-from mimkit.compose import compose
+from mimkit.backbones.resize import resize_tables
+from mimkit.compose import compose, require_same_parts, restore_recipe
+from mimkit.errors import naming
 from mimkit.image_encoder import ImageEncoder
 from mimkit.method import Method
-from mimkit.recipes import Recipe, build, parts_in_words
+from mimkit.recipes import Recipe, build
 from mimkit.settings import Settings
 from mimkit.training.checkpoint import load_newest
-from mimkit.training.run_folder import Run
+from mimkit.training.run_folder import Run, refuse_newer
 from mimkit.views import Normalization
 
 
@@ -34,11 +38,12 @@ def load_encoder(
 
     Args:
         source: see the module's first lines.
-        image_size: (H, W) for timm's and random ones; runs and files keep theirs.
+        image_size: (H, W), where it is to be another than the source's own. Tables of positions are resized; a line on
+            stderr says so.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
 
     Raises:
-        ValueError: the source is of no known kind, or holds nothing to load.
+        ValueError: the source is of no known kind, holds nothing to load, or its backbone cannot take that size.
     """
     kind, _, name = str(source).partition(":")
     if kind in ("timm", "random") and name:
@@ -48,15 +53,24 @@ def load_encoder(
         if config is None or kind == "random":
             return ImageEncoder(encoder, Normalization.for_channels(encoder.channels)).eval()
         return ImageEncoder(encoder, Normalization(tuple(config.mean), tuple(config.std))).eval()
-    request, weights = read_source(Path(source))
-    parts = recompose(request, source, recipe)
-    with torch.random.fork_rng(devices=[]):
-        encoder = parts.encoder(image_size=parts.image_size, channels=parts.channels)
-    if image_size not in (None, encoder.image_size):
-        raise ValueError(f"--image-size {image_size} is for timm:NAME and random:NAME; {source} has its own")
+    facts, weights = read_source(Path(source))
+    made_with = recipe_of(facts, source, recipe)
+    with torch.random.fork_rng(devices=[]), naming("--image-size") if image_size else nullcontext():
+        encoder = made_with.encoder(image_size=image_size or made_with.image_size, channels=made_with.channels)
     own = {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
+    if encoder.image_size != made_with.image_size:
+        own, resized = resize_tables(own, encoder.state_dict(), encoder, made_with.image_size)
+        print(size_note(source, made_with.image_size, encoder.image_size, resized), file=sys.stderr)
     fill(encoder, own, source)
-    return ImageEncoder(encoder, parts.normalization).eval().requires_grad_(False)
+    return ImageEncoder(encoder, made_with.normalization).eval().requires_grad_(False)
+
+
+def size_note(source: str | Path, old: tuple[int, int], new: tuple[int, int], resized: list[str]) -> str:
+    """What another image size did to a source, in one line."""
+    what = (
+        f"{len(resized)} tables of positions resized ({resized[0]} first)" if resized else "it has no table to resize"
+    )
+    return f"{source} was trained at {old[0]} x {old[1]}, used at {new[0]} x {new[1]} pixels: {what}"
 
 
 def pretrained_config(name: str) -> Any:
@@ -80,12 +94,11 @@ def load_method(source: str | Path, *, recipe: str | None = None) -> Method:
     Raises:
         ValueError: the source is neither, or holds no weights or those of an encoder only.
     """
-    request, weights = read_source(Path(source))
-    if request.get("encoder_only"):
+    facts, weights = read_source(Path(source))
+    if facts.get("encoder_only"):
         raise ValueError(f"{source} holds an encoder only, without the decoder that reconstruction needs")
-    parts = recompose(request, source, recipe)
     with torch.random.fork_rng(devices=[]):
-        method = build(parts)
+        method = build(recipe_of(facts, source, recipe))
     fill(method, weights, source)
     return method.eval()
 
@@ -102,38 +115,33 @@ def fill(module: nn.Module, weights: dict[str, Tensor], source: str | Path) -> N
         raise ValueError(f"{source} does not fit this version of mimkit: {error}") from error
 
 
-def recompose(request: dict[str, Any], source: str | Path, recipe: str | None = None) -> Recipe:
-    """The recipe that a source was made with. A recipe from a user's file is run only where the caller names it.
+def recipe_of(facts: dict[str, Any], source: object, recipe: str | None = None) -> Recipe:
+    """The recipe that a source was made with, from its parts. One from a user's file is run only where the caller names
+    it.
+
+    Args:
+        facts: what run.json or an exported file says.
+        source: for messages.
+        recipe: FILE.py:NAME.
 
     Raises:
-        ValueError: it is from a file that was not named, or has other parts today.
+        ValueError: it is from a file that was not named or has other parts today, or this version lacks a part.
     """
-    made_with = request["recipe"]
+    made_with = facts["recipe"]
     if ":" in made_with and recipe is None:
         raise ValueError(f"{source} was made with a recipe from a file: name it with --recipe {made_with}")
     if recipe is not None and recipe.rpartition(":")[2] != made_with.rpartition(":")[2]:
         raise ValueError(f"{source} was made with recipe {made_with}, not with --recipe {recipe}")
-    composed = compose(recipe or made_with, Settings.from_json(request["settings"]))
-    require_same_parts(request, composed, source)
-    return composed
-
-
-def require_same_parts(request: dict[str, Any], recipe: Recipe, source: str | Path) -> None:
-    """Refuse weights of a recipe that has other parts today than when they were trained.
-
-    Of a file that holds an encoder only, no other part matters.
-
-    Raises:
-        ValueError: it has; the message names the part and both its forms.
-    """
-    for name, now in parts_in_words(recipe).items():
-        then = request["parts"][name]
-        if then != now and (name == "encoder" or not request.get("encoder_only")):
-            raise ValueError(f"{source} was trained with {name} {then}, but recipe {request['recipe']} now has {now}")
+    if recipe is not None:
+        composed = compose(recipe, Settings.from_json(facts["settings"]))
+        require_same_parts(facts, composed, source)
+        return composed
+    with naming(str(source)):
+        return restore_recipe(facts)
 
 
 def read_source(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The request (recipe and settings) and the weights in a run folder or an exported file.
+    """What a run folder or an exported file says of itself (recipe, settings, parts), and its weights.
 
     Raises:
         ValueError: it is neither, or holds no weights.
@@ -146,7 +154,10 @@ def read_source(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         checkpoint = load_newest(path / "checkpoints")
         if checkpoint is None:
             raise ValueError(f"{path} has no checkpoint yet")
-        return {name: run.facts[name] for name in ("recipe", "settings", "parts")}, checkpoint.weights
+        if run.kind != "pretrain":
+            raise ValueError(f"{path} is a run of kind {run.kind!r}: what it trained is no encoder of mimkit's own")
+        kept = ("format", "recipe", "settings", "parts", "training")
+        return {name: run.facts[name] for name in kept if name in run.facts}, checkpoint.weights
     if not path.is_file():
         raise ValueError(f"{path}: no such run folder or file (timm's models are written timm:NAME)")
     try:
@@ -159,4 +170,6 @@ def read_source(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path} is an encoder for timm; mimkit takes what `export --format safetensors` writes")
     if "mimkit.request" not in metadata:
         raise ValueError(f"{path} was not exported by mimkit: it does not say which recipe its weights belong to")
-    return json.loads(metadata["mimkit.request"]), weights
+    facts = json.loads(metadata["mimkit.request"])
+    refuse_newer(facts, path)
+    return facts, weights

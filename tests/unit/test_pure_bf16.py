@@ -120,7 +120,7 @@ def test_whoever_looks_sees_float32():
     addresses, own = [p.data_ptr() for p in model.parameters()], weights(model)
     for average in state.averages.values():
         average += 1e-4  # too little for bfloat16
-    with state.shown_in(model):
+    with state.eval_weights(model):
         for shown, mine in zip(weights(model), own, strict=True):
             assert torch.equal(shown, mine.float() + 1e-4)
     assert [p.data_ptr() for p in model.parameters()] == addresses

@@ -18,7 +18,7 @@ from mimkit.data import TooManyBadImages
 from mimkit.errors import TrainingStopped
 from mimkit.readouts import Fused
 from mimkit.training.checkpoint import load
-from mimkit.training.failures import explained
+from mimkit.training.failures import as_messages
 from mimkit.training.loop import State, Train, fit, parameter_groups, refuse_without_gradient
 from mimkit.training.run_folder import Run
 
@@ -466,7 +466,7 @@ TOLD = [
 @pytest.mark.parametrize(("error", "told"), TOLD, ids=[type(error).__name__ for error, _ in TOLD])
 def test_errors_on_the_way_become_one_line(error, told, tmp_path):
     run = Run.create(tmp_path / "run", {})
-    with pytest.raises(TrainingStopped) as stopped, explained(lambda: 7, run, micro_batch=15):
+    with pytest.raises(TrainingStopped) as stopped, as_messages(lambda: 7, run, micro_batch=15):
         raise error
     message = str(stopped.value).replace(str(run.folder), "RUN")
     assert told in message
@@ -476,7 +476,7 @@ def test_errors_on_the_way_become_one_line(error, told, tmp_path):
 
 
 def test_our_own_errors_pass_as_they_are(run):
-    with pytest.raises(TooManyBadImages, match="all"), explained(lambda: 7, run, micro_batch=2):
+    with pytest.raises(TooManyBadImages, match="all"), as_messages(lambda: 7, run, micro_batch=2):
         raise TooManyBadImages("all are bad")
 
 

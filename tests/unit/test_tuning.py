@@ -29,7 +29,7 @@ from mimkit.training.auto_batch import (
     speed_of,
 )
 from mimkit.training.auto_workers import Tuning, readers, reading_times, tuned
-from mimkit.training.distributed import ALONE, World
+from mimkit.training.distributed import SINGLE, World
 from mimkit.training.hardware import available_memory, choose_workers, cores
 from mimkit.training.machine import Machine
 from mimkit.training.run_folder import Run
@@ -151,14 +151,14 @@ def test_processes_agree_on_the_smallest(photos, monkeypatch):
     request = planned(photos)
     monkeypatch.setattr(trials, "tried_elsewhere", lambda *_: [Trial(1, 1.0, 1.0), Trial(4, 4.0, 2.0)])
     given = ("mae", request.settings, request.recipe, request.method, [1, 2, 4], CPU)
-    assert find_micro_batch(*given, ALONE)[0] == 4
+    assert find_micro_batch(*given, SINGLE)[0] == 4
     chosen, tried = find_micro_batch(*given, Told(size=3, others=(2, 4)))
     assert (chosen, len(tried)) == (2, 2)
     with pytest.raises(ValueError, match=r"--micro-batch auto: weights, moments and 1 image at once need more than"):
         find_micro_batch(*given, Told(size=2, others=(0,)))  # another has no room for one: all refuse
     monkeypatch.setattr(trials, "available_memory", lambda: math.inf)
     with pytest.raises(ValueError, match="nothing tells how much memory cpu has; give a number"):
-        find_micro_batch(*given, ALONE)
+        find_micro_batch(*given, SINGLE)
 
 
 @pytest.mark.skipif(available_memory() == math.inf, reason="needs /proc")
@@ -194,7 +194,7 @@ def test_trials_on_a_gpu_leave_nothing_behind(photos):
     weights = {name: value.clone() for name, value in request.method.state_dict().items()}
     generators = torch.get_rng_state(), torch.cuda.get_rng_state(gpu)
     allocated = torch.cuda.memory_allocated(gpu)
-    found, chosen = tuned(request, Machine(), gpu, ALONE)
+    found, chosen = tuned(request, Machine(), gpu, SINGLE)
     assert found.settings.micro_batch in [trial.images for trial in chosen.trials]
     assert all(torch.equal(value, weights[name]) for name, value in request.method.state_dict().items())
     assert all(map(torch.equal, generators, (torch.get_rng_state(), torch.cuda.get_rng_state(gpu))))
@@ -209,7 +209,7 @@ def test_measuring_leaves_no_trace(photos, monkeypatch):
     request = planned(photos, image_size=(64,))
     weights = {name: value.clone() for name, value in request.method.state_dict().items()}
     generator, threads = torch.get_rng_state(), torch.get_num_threads()
-    same, chosen = tuned(request, Machine(), CPU, ALONE)
+    same, chosen = tuned(request, Machine(), CPU, SINGLE)
     assert same is request
     assert chosen.read > 0
     assert chosen.computed > 0
@@ -229,7 +229,7 @@ def test_workers_given_by_hand_are_not_measured(photos, monkeypatch):
     monkeypatch.setattr(tuning, "reading_times", None)
     monkeypatch.setattr(tuning, "speed_of", None)
     request = planned(photos)
-    assert tuned(request, Machine(workers=3), CPU, ALONE) == (request, Tuning(workers=3, trials=[]))
+    assert tuned(request, Machine(workers=3), CPU, SINGLE) == (request, Tuning(workers=3, trials=[]))
     assert Tuning(workers=3).in_words() == []
 
 
@@ -238,7 +238,7 @@ def test_a_trial_has_told_how_fast_steps_are(photos, monkeypatch):
     found = [Trial(1, 2.0, 1.0), Trial(4, 8.0, 1.0), Trial(12, 8.1, 1.0)]
     monkeypatch.setattr(tuning, "find_micro_batch", lambda *_, **__: (4, found))
     monkeypatch.setattr(tuning, "speed_of", None)
-    request, chosen = tuned(request, Machine(), CPU, ALONE)
+    request, chosen = tuned(request, Machine(), CPU, SINGLE)
     assert (request.settings.micro_batch, request.parts) == (4, 3)
     assert request.batches(0).share == 4
     assert chosen.computed == 8
@@ -272,7 +272,7 @@ def test_bad_images_do_not_stop_the_measurement(photos, tmp_path, make_photos):
     for path in bad.rglob("*.png"):
         path.write_bytes(b"")
     assert reading_times(request.batches(0)) == []
-    _, chosen = tuned(request, Machine(), CPU, ALONE)
+    _, chosen = tuned(request, Machine(), CPU, SINGLE)
     assert chosen == Tuning(workers=choose_workers(None), trials=[])
 
 

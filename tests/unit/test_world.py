@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import HashStore
 
-from mimkit.training.distributed import ALONE, fresh, portable
+from mimkit.training.distributed import SINGLE, fresh_store, portable
 
 
 class Awkward(ValueError):
@@ -24,10 +24,10 @@ def test_errors_are_sent_as_they_are_where_they_can_be():
 
 
 def test_alone_there_is_nobody_to_ask():
-    assert ALONE.any(True, False) == [True, False]
-    assert ALONE.gather("mine") == ["mine"]
+    assert SINGLE.any(True, False) == [True, False]
+    assert SINGLE.gather("mine") == ["mine"]
     with pytest.raises(KeyError):
-        ALONE.first(lambda: {}["missing"])
+        SINGLE.first(lambda: {}["missing"])
 
 
 def test_who_does_not_come_is_named():
@@ -35,4 +35,4 @@ def test_who_does_not_come_is_named():
     store.set_timeout(timedelta(seconds=0.05))
     store.set("mimkit/ask/2", "of an earlier start")
     with pytest.raises(ConnectionError, match="of 3 processes, these have not come: 1, 2"):
-        fresh(store, rank=0, size=3)
+        fresh_store(store, rank=0, size=3)

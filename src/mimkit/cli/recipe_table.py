@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from mimkit.compose import recipes
+from mimkit.compose import RECIPES
 from mimkit.recipes import Recipe, parts_in_words
 
 ENCODERS = """\
@@ -16,7 +16,7 @@ encoders (--backbone, --encoder): any recipe takes any backbone that its parts f
 def as_rows() -> list[dict[str, Any]]:
     """One mapping for each recipe: name, paper, parts, training values, published numbers, what verifies it."""
     rows = []
-    for name, make in recipes().items():
+    for name, make in RECIPES.items():
         recipe = make()
         values = recipe.train
         training = (

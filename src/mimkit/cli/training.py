@@ -68,7 +68,7 @@ def resume(
         micro_batch: images computed at once from now on, or auto; the default is what the run began with.
         recipe: FILE.py:NAME, for a run made with a recipe from a file of your own.
     """
-    from mimkit.pretraining import resume as work
+    from mimkit.jobs import resume as work
     from mimkit.training.run_folder import Run
 
     return finish(run, work(Run(run), machine=machine, recipe=recipe, micro_batch=micro_batch))

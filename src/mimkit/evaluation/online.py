@@ -34,7 +34,7 @@ def subset(images: ImageList, count: int) -> ImageList:
     return images.take(chosen[:count])
 
 
-class Probe:
+class OnlineProbe:
     """Features of unmasked images with the readout of every later evaluation: accuracies with labels, health without.
 
     Args:
@@ -95,7 +95,7 @@ class Probe:
         return sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
 
 
-class Reconstructions:
+class OnlineReconstructions:
     """A sheet of pictures of the same images with the same masks, into the run's `reconstructions/`.
 
     Args:

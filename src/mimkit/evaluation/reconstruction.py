@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mimkit.compose import with_fields
 from mimkit.data import BadImage
 from mimkit.errors import naming
 from mimkit.files import write_bytes
@@ -38,7 +39,8 @@ def reconstruct(method: Method, images: Tensor, keys: Tensor) -> Tensor | None:
     None where the target has no picture. `keys` draw the masks.
     """
     normalized = method.normalization.from_bytes(images)
-    mask = method.mask.sample(keys, (images.shape[-2], images.shape[-1]), method.encoder.cell).scoring_all()
+    grid = method.mask.grid((images.shape[-2], images.shape[-1]), method.encoder.cell)
+    mask = method.mask.sample(keys, grid).scoring_all()
     normalized = normalized.repeat_interleave(mask.copies, dim=0)
     images = images.repeat_interleave(mask.copies, dim=0)
     output = method(normalized, mask=replace(mask, copies=1))
@@ -91,7 +93,7 @@ def reconstruct_images(
     method = load_method(source, recipe=recipe).to(place)
     if mask_ratio is not None:
         with naming("--mask-ratio"):
-            method.mask = method.mask.hiding(mask_ratio)
+            method.mask = with_fields(method.mask, {"ratio": mask_ratio})
     encoder = ImageEncoder(method.encoder, method.normalization)
     sheets: dict[Path, bytes] = {}  # all or none are written
     for number, path in enumerate(images):

@@ -4,19 +4,19 @@ Shapes: B batch, h w cells of the mask's own grid, N = h·w.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mimkit.grids import grid_for
+from mimkit.grids import Grid
 from mimkit.masks.mask import Mask
-from mimkit.masks.sampler import below, floor, random_integers
+from mimkit.masks.sampler import MaskSampler, below, floor, random_integers
 
 
 @dataclass(frozen=True)
-class BlockMask:
+class BlockMask(MaskSampler):
     """Cells hidden in rectangles, one over another, until exactly floor(N·ratio) of N are (BEiT, MaskFeat).
 
     A rectangle's area is uniform between `smallest` and what is still to hide, its aspect log-uniform (256 steps),
@@ -51,13 +51,8 @@ class BlockMask:
         if not 0 < self.aspect <= 1:
             raise ValueError(f"aspect of blocks must be above 0 and at most 1, got {self.aspect}")
 
-    def hiding(self, ratio: float) -> "BlockMask":
-        return replace(self, ratio=ratio)
-
-    def sample(
-        self, keys: Tensor, image_size: tuple[int, int], encoder_cell: int, batch_key: Tensor | None = None
-    ) -> Mask:
-        h, w = grid_for(image_size, self.cell or encoder_cell)
+    def sample(self, keys: Tensor, grid: Grid, batch_key: Tensor | None = None) -> Mask:
+        h, w = grid
         count = floor(h * w * self.ratio)
         if count == 0:
             raise ValueError(f"mask ratio {self.ratio} hides none of {h * w} cells")

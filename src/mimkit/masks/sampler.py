@@ -1,36 +1,48 @@
 """What draws masks, and the small arithmetic that all samplers share."""
 
 import math
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
+from mimkit.grids import Grid, grid_for
 from mimkit.masks.mask import Mask
 from mimkit.randomness import scramble
 
 
-class MaskSampler(Protocol):
-    """Draws one mask per key; the same keys give the same masks on every device."""
+class MaskSampler(ABC):
+    """Draws one mask per key; the same keys give the same masks on every device.
 
-    def sample(
-        self, keys: Tensor, image_size: tuple[int, int], encoder_cell: int, batch_key: Tensor | None = None
-    ) -> Mask:
-        """One mask for each key, int64 [B]; cells of `encoder_cell` pixels unless the sampler has its own.
+    Attributes:
+        cell: side of a cell in pixels; None takes the encoder's.
+        mask_token: whether its masks replace tokens, for which an encoder must have a mask token.
+    """
 
-        What all samples of a batch share is drawn from the batch's key, int64 [1], the same in all of its parts,
-        wherever they are computed. None takes the first of the keys.
+    cell: int | None = None
+    mask_token: bool = False
+
+    @abstractmethod
+    def sample(self, keys: Tensor, grid: Grid, batch_key: Tensor | None = None) -> Mask:
+        """One mask for each key.
+
+        Args:
+            keys: int64 [B].
+            grid: (h, w) cells.
+            batch_key: int64 [1], for what all samples of a batch share: the same in all micro-batches, wherever they
+                are computed. None takes the first of the keys.
 
         Raises:
-            ValueError: the cell does not divide the image, or the grid does not suit the sampler.
+            ValueError: the grid does not suit the sampler.
         """
 
-    def hiding(self, ratio: float) -> "MaskSampler":
-        """The same sampler with another hidden share.
+    def grid(self, image_size: tuple[int, int], encoder_cell: int) -> Grid:
+        """The grid of its masks over images of (H, W) pixels, for an encoder with cells of that many pixels.
 
         Raises:
-            ValueError: its hidden share is fixed.
+            ValueError: the cell does not divide the image.
         """
+        return grid_for(image_size, self.cell or encoder_cell)
 
 
 def floor(share: float) -> int:

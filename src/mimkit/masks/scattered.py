@@ -3,19 +3,19 @@
 Shapes: B batch, h w cells of the mask's own grid, N = h·w.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mimkit.grids import grid_for
+from mimkit.grids import Grid
 from mimkit.masks.mask import Mask
-from mimkit.masks.sampler import floor
+from mimkit.masks.sampler import MaskSampler, floor
 from mimkit.randomness import random_orders
 
 
 @dataclass(frozen=True)
-class RandomMask:
+class RandomMask(MaskSampler):
     """Cells hidden uniformly at random, afresh for each sample (MAE §3, SimMIM §3.2).
 
     Keeps floor(N·(1 − ratio)) of N cells: 49 of 196 at 0.75, 14 of 36 at SimMIM's 0.6.
@@ -43,13 +43,8 @@ class RandomMask:
         if not 0 < self.scored <= 1:
             raise ValueError(f"scored share must be above 0 and at most 1, got {self.scored}")
 
-    def hiding(self, ratio: float) -> "RandomMask":
-        return replace(self, ratio=ratio)
-
-    def sample(
-        self, keys: Tensor, image_size: tuple[int, int], encoder_cell: int, batch_key: Tensor | None = None
-    ) -> Mask:
-        h, w = grid_for(image_size, self.cell or encoder_cell)
+    def sample(self, keys: Tensor, grid: Grid, batch_key: Tensor | None = None) -> Mask:
+        h, w = grid
         visible = floor(h * w * (1 - self.ratio))
         if not 0 < visible < h * w:
             raise ValueError(f"mask ratio {self.ratio} leaves {visible} of {h * w} cells visible")
@@ -69,7 +64,7 @@ class RandomMask:
 
 
 @dataclass(frozen=True)
-class ComplementaryMasks:
+class ComplementaryMasks(MaskSampler):
     """The cells of each image are dealt into equal sets; of its copies, each sees one of them (FastConvMAE).
 
     Args:
@@ -87,16 +82,8 @@ class ComplementaryMasks:
         if self.copies < 2:
             raise ValueError(f"complementary masks need at least 2 copies, got {self.copies}")
 
-    def hiding(self, ratio: float) -> "ComplementaryMasks":
-        raise ValueError(
-            f"each of {self.copies} complementary masks sees 1/{self.copies} of the cells, so that the hidden share "
-            f"cannot be {ratio}"
-        )
-
-    def sample(
-        self, keys: Tensor, image_size: tuple[int, int], encoder_cell: int, batch_key: Tensor | None = None
-    ) -> Mask:
-        h, w = grid_for(image_size, self.cell or encoder_cell)
+    def sample(self, keys: Tensor, grid: Grid, batch_key: Tensor | None = None) -> Mask:
+        h, w = grid
         if h * w % self.copies:
             raise ValueError(f"{h * w} cells cannot be dealt to {self.copies} complementary masks")
         owner = random_orders(keys, h * w) % self.copies

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mimkit.grids import Grid, grid_for
+from mimkit.grids import Grid
 from mimkit.masks.mask import Mask
-from mimkit.masks.sampler import below, floor, random_integers
+from mimkit.masks.sampler import MaskSampler, below, floor, random_integers
 from mimkit.randomness import random_orders
 
 
 @dataclass(frozen=True)
-class UniformMask:
+class UniformMask(MaskSampler):
     """One cell of every 2 x 2 keeps its place, and a share of those is replaced by the mask token (UM-MAE).
 
     Args:
@@ -33,16 +33,12 @@ class UniformMask:
         if not 0 <= self.secondary < 1:
             raise ValueError(f"secondary share must be at least 0 and below 1, got {self.secondary}")
 
-    def hiding(self, ratio: float) -> "UniformMask":
-        raise ValueError(
-            f"a uniform mask hides three of four cells and a share of {self.secondary} of the others: its hidden share "
-            f"cannot be {ratio}"
-        )
+    @property
+    def mask_token(self) -> bool:  # type: ignore[override]
+        return self.secondary > 0
 
-    def sample(
-        self, keys: Tensor, image_size: tuple[int, int], encoder_cell: int, batch_key: Tensor | None = None
-    ) -> Mask:
-        h, w = grid_for(image_size, self.cell or encoder_cell)
+    def sample(self, keys: Tensor, grid: Grid, batch_key: Tensor | None = None) -> Mask:
+        h, w = grid
         if h % 2 or w % 2:
             raise ValueError(f"a uniform mask keeps one of 2 x 2 cells, which a grid of {h} x {w} cannot be cut into")
         squares = h * w // 4

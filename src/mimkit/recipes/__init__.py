@@ -7,12 +7,14 @@ from mimkit.recipes.mae import mae
 from mimkit.recipes.maskfeat import maskfeat
 from mimkit.recipes.mff import mff, mff_hierarchical
 from mimkit.recipes.pixmim import pixmim, pixmim_mff
-from mimkit.recipes.recipe import Recipe, build, parts_in_words
+from mimkit.recipes.recipe import PARTS, DecoderMaker, Recipe, build, parts_in_words, record_of_parts
 from mimkit.recipes.simmim import simmim, simmim_vit
 from mimkit.recipes.small import small
 from mimkit.recipes.variants import crossmae, lsmae, pixio, um_mae
 
 __all__ = [
+    "PARTS",
+    "DecoderMaker",
     "Recipe",
     "build",
     "convmae",
@@ -32,6 +34,7 @@ __all__ = [
     "pixio",
     "pixmim",
     "pixmim_mff",
+    "record_of_parts",
     "simmim",
     "simmim_vit",
     "small",

@@ -16,6 +16,7 @@ from mimkit.losses import Distance
 from mimkit.masks import MaskSampler
 from mimkit.method import Method
 from mimkit.readouts import Readout
+from mimkit.records import record_of
 from mimkit.targets import Target
 from mimkit.training.optim import Train
 from mimkit.views import Normalization, View
@@ -74,7 +75,8 @@ def build(recipe: Recipe) -> Method:
     with naming("--backbone", "--image-size"):
         encoder = recipe.encoder(image_size=recipe.image_size, channels=recipe.channels)
     with naming("--mask", "--mask-ratio", "--mask-cell"):  # refused here rather than in the first step
-        mask = recipe.mask.sample(torch.zeros(1, dtype=torch.int64), recipe.image_size, encoder.cell)
+        mask_grid = recipe.mask.grid(recipe.image_size, encoder.cell)
+        mask = recipe.mask.sample(torch.zeros(1, dtype=torch.int64), mask_grid)
         mask_cell = recipe.image_size[0] // mask.grid[0]
         if mask.replaced is not None and not encoder.replaces:
             raise ValueError(f"this mask replaces tokens by mask tokens, and {encoder.name} has none")
@@ -111,6 +113,12 @@ def build(recipe: Recipe) -> Method:
         distance=recipe.distance,
         normalization=recipe.normalization,
     )
+
+
+def record_of_parts(recipe: Recipe) -> dict[str, Any]:
+    """What files keep of a recipe: a record of each part, see `records`, and the shape of its images."""
+    parts = {name: record_of(getattr(recipe, name)) for name in PARTS}
+    return parts | {name: record_of(getattr(recipe, name)) for name in ("image_size", "channels", "statistics")}
 
 
 def parts_in_words(recipe: Recipe) -> dict[str, str]:

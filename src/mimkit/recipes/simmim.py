@@ -57,7 +57,7 @@ def simmim_vit() -> Recipe:
     return replace(
         base,
         encoder=partial(create_encoder, name=VIT, kind="dense"),
-        train=replace(base.train, epochs=800, base_lr=1e-4, warmup_lr=5e-7, drops=(700,)),
+        train=replace(base.train, epochs=800, base_lr=1e-4, warmup_lr=5e-7, milestones=(700,)),
         image_size=(224, 224),
         published="ViT-B 800 epochs: fine-tuned 83.8 (ImageNet-1k top-1)",
         verified="attention with the shared bias written out; Hugging Face ViTForMaskedImageModeling",

@@ -3,6 +3,7 @@
 from mimkit.targets.features import Features
 from mimkit.targets.hog import Hog
 from mimkit.targets.lowfreq import LowFreqPixels
-from mimkit.targets.pixels import Pixels, Target
+from mimkit.targets.pixels import Pixels
+from mimkit.targets.target import Target
 
 __all__ = ["Features", "Hog", "LowFreqPixels", "Pixels", "Target"]

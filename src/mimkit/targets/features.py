@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mimkit.grids import Grid
+from mimkit.targets.target import Target
 from mimkit.views import IMAGENET, Normalization
 
 
 @dataclass(frozen=True)
-class Features:
+class Features(Target):
     """What a frozen timm model makes of each cell: its last features before the head, normalised per cell.
 
     The features of the model's own grid are averaged over the cells asked for, or interpolated where those are finer,
@@ -36,20 +37,6 @@ class Features:
 
     def values(self, cell: int, channels: int) -> int:
         return teacher(self.model, channels, self.pretrained, torch.device("cpu")).dim
-
-    @property
-    def picture_note(self) -> str:
-        return "Features have no picture."
-
-    @property
-    def reference_names(self) -> tuple[str, ...]:
-        return ()
-
-    def references(self, images: Tensor) -> list[Tensor]:
-        return []
-
-    def picture(self, prediction: Tensor, images: Tensor) -> None:
-        return None
 
     @torch.no_grad()
     def __call__(self, images: Tensor, grids: list[Grid]) -> list[Tensor]:

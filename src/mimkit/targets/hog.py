@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mimkit.grids import Grid
+from mimkit.targets.target import Target
 
 
 @dataclass(frozen=True)
-class Hog:
+class Hog(Target):
     """Where the edges of a cell point: for each channel a histogram of unsigned gradient directions, of unit length.
 
     Gradients are 3 x 3 Sobel's of the normalised image, with reflected borders; each pixel votes with its gradient's
@@ -32,20 +33,6 @@ class Hog:
 
     def values(self, cell: int, channels: int) -> int:
         return channels * self.bins
-
-    @property
-    def picture_note(self) -> str:
-        return "Histograms of oriented gradients have no picture."
-
-    @property
-    def reference_names(self) -> tuple[str, ...]:
-        return ()
-
-    def references(self, images: Tensor) -> list[Tensor]:
-        return []
-
-    def picture(self, prediction: Tensor, images: Tensor) -> None:
-        return None
 
     def __call__(self, images: Tensor, grids: list[Grid]) -> list[Tensor]:
         if self.offsets:

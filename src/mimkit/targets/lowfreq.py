@@ -4,18 +4,19 @@ Shapes: B batch, C image channels, H W pixels.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from mimkit.grids import Grid
 from mimkit.targets.pixels import Pixels
+from mimkit.targets.target import Target
 from mimkit.views import IMAGENET, Normalization
 
 
 @dataclass(frozen=True)
-class LowFreqPixels:
+class LowFreqPixels(Target):
     """Pixels with the high frequencies removed by an ideal circular filter; the encoder still sees the whole image.
 
     Args:
@@ -33,6 +34,8 @@ class LowFreqPixels:
     filter: Literal["centred", "mmselfsup"] = "centred"
     normalization: Normalization = IMAGENET
 
+    reference_names: ClassVar[tuple[str, ...]] = ("low-pass target",)  # type: ignore[misc]
+
     @property
     def pixels(self) -> Pixels:
         return Pixels(normalized=self.normalized)
@@ -44,12 +47,8 @@ class LowFreqPixels:
         return self.pixels(self.low_pass(images), grids)
 
     @property
-    def picture_note(self) -> str:
+    def picture_note(self) -> str:  # type: ignore[override]
         return self.pixels.picture_note
-
-    @property
-    def reference_names(self) -> tuple[str, ...]:
-        return ("low-pass target",)
 
     def references(self, images: Tensor) -> list[Tensor]:
         return [self.low_pass(images)]

@@ -4,43 +4,15 @@ Shapes: B batch, C image channels, H W pixels, h w cells, p side of a cell in pi
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
 from mimkit.grids import Grid, patchify, unpatchify
-
-
-class Target(Protocol):
-    """Images in, values to predict out."""
-
-    @property
-    def picture_note(self) -> str:
-        """How `picture` makes its pictures, in one honest sentence."""
-
-    @property
-    def reference_names(self) -> tuple[str, ...]:
-        """Names of the images that `references` gives."""
-
-    def values(self, cell: int, channels: int) -> int:
-        """How many values one cell of `cell` x `cell` pixels has."""
-
-    def __call__(self, images: Tensor, grids: list[Grid]) -> list[Tensor]:
-        """Normalised images float32 [B, C, H, W] to [B, h, w, values] for each grid."""
-
-    def references(self, images: Tensor) -> list[Tensor]:
-        """Images worth showing beside the original, because the values are taken from them."""
-
-    def picture(self, prediction: Tensor, images: Tensor) -> Tensor | None:
-        """A prediction [B, h, w, values] as normalised images [B, C, H, W]; None where it has no picture.
-
-        `images` gives what the prediction leaves out (a cell's mean and deviation), so a picture is no pure
-        prediction where the target is normalised.
-        """
+from mimkit.targets.target import Target
 
 
 @dataclass(frozen=True)
-class Pixels:
+class Pixels(Target):
     """p·p·C pixel values of each cell (MAE §3).
 
     Args:
@@ -58,17 +30,10 @@ class Pixels:
         return [normalize_cells(values) for values in cells] if self.normalized else cells
 
     @property
-    def picture_note(self) -> str:
+    def picture_note(self) -> str:  # type: ignore[override]
         if self.normalized:
             return "Each predicted patch is given the mean and contrast of the true patch, which the target leaves out."
         return "Pixels as predicted, nothing added."
-
-    @property
-    def reference_names(self) -> tuple[str, ...]:
-        return ()
-
-    def references(self, images: Tensor) -> list[Tensor]:
-        return []
 
     def picture(self, prediction: Tensor, images: Tensor) -> Tensor:
         if self.normalized:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mimkit.randomness import scramble
-from mimkit.training.distributed import local
+from mimkit.training.distributed import local_tensor
 
 STRETCH = {"cpu": 1 << 17}  # numbers that are stepped at once: on a CPU as many as its cache holds
 STRETCH_ELSEWHERE = 1 << 22
@@ -66,11 +66,11 @@ class AdamW16(torch.optim.Optimizer):
         (first_beta, second_beta), lr = values["betas"], values["lr"]
         scale, second_scale = lr / (1 - first_beta**step), 1 / (1 - second_beta**step)
         stretch = STRETCH.get(step.device.type, STRETCH_ELSEWHERE)
-        noise = random_bits(step, min(stretch, sum(local(p).numel() for p in parameters)))
+        noise = random_bits(step, min(stretch, sum(local_tensor(p).numel() for p in parameters)))
         columns = [
-            [local(p) for p in parameters],
-            *([local(state[name]) for state in states] for name in ("remainder", "exp_avg", "exp_avg_sq")),
-            [local(p.grad) for p in parameters if p.grad is not None],
+            [local_tensor(p) for p in parameters],
+            *([local_tensor(state[name]) for state in states] for name in ("remainder", "exp_avg", "exp_avg_sq")),
+            [local_tensor(p.grad) for p in parameters if p.grad is not None],
         ]
         for rows in stretches(columns, stretch):
             before = [torch.cat(column) for column in zip(*rows, strict=True)]

@@ -1,6 +1,6 @@
-"""Trial steps: how many images are computed at once so that they fit into memory and are computed fast.
+"""Trial steps: how many samples are computed at once so that they fit into memory and are computed fast.
 
-Trials compute on random bytes, with a copy of the method or in a process of their own, and leave torch's generators as
+Trials compute on random inputs, with a copy of the model or in a process of their own, and leave torch's generators as
 they were: nothing that is trained notices.
 """
 
@@ -13,22 +13,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mimkit.compose import compose
-from mimkit.efficiency import tune
-from mimkit.method import Method
-from mimkit.randomness import scramble
-from mimkit.recipes import Recipe, build
-from mimkit.settings import Settings
 from mimkit.training.blocks import prepare_blocks
 from mimkit.training.distributed import World
 from mimkit.training.failures import out_of_memory
 from mimkit.training.hardware import available_memory, resident
+from mimkit.training.job import Job
 from mimkit.training.optim import Train
 from mimkit.training.precision import autocast, for_training
 from mimkit.training.state import State
@@ -45,7 +40,7 @@ class Trial:
     Args:
         images: at once.
         images_per_second: of the quickest pass.
-        mib: memory at its peak, with weights, gradients, moments and averages.
+        mib: memory at its peak, with weights, gradients, optimizer state and averages.
     """
 
     images: int
@@ -53,32 +48,36 @@ class Trial:
     mib: float
 
 
-def find_micro_batch(
-    name: str,
-    settings: Settings,
-    recipe: Recipe,
-    method: Method,
-    sizes: Sequence[int],
-    device: torch.device,
-    world: World,
-    *,
-    recomputed: bool = False,
-) -> tuple[int, list[Trial]]:
-    """How many images each process should compute at once, the same for all, and what this one has tried.
-
-    A GPU is tried with a copy of the method. On a CPU, where a process is killed for want of memory, another process
-    tries, and only what smaller sizes let expect to fit. Memory is that of the whole model, also where training keeps
-    shares of it, and blocks are not compiled.
+@dataclass(frozen=True, eq=False)
+class Trialled:
+    """What trial steps compute with.
 
     Args:
-        name: of the recipe, as `compose` takes it.
-        settings: what it was composed with.
-        recipe: as it is trained.
-        method: what was built from it.
+        model: as it is trained, but for its device.
+        train: the values it is trained with.
+        random_inputs: what it is called with, for so many samples.
+    """
+
+    model: nn.Module
+    train: Train
+    random_inputs: Callable[[int], dict[str, Tensor]]
+
+
+def find_micro_batch(
+    job: Job, sizes: Sequence[int], device: torch.device, world: World, *, recompute: bool = False
+) -> tuple[int, list[Trial]]:
+    """How many samples each process should compute at once, the same for all, and what this one has tried.
+
+    A GPU is tried with a copy of the model. On a CPU, where a process is killed for want of memory, another process
+    tries, and only what smaller sizes let expect to fit. Memory is that of the whole model, also where training shards
+    it, and blocks are not compiled.
+
+    Args:
+        job: with the model as it is trained.
         sizes: to choose from, rising.
         device: where to compute.
         world: who shares each batch.
-        recomputed: see `prepare_blocks`.
+        recompute: see `prepare_blocks`.
 
     Raises:
         ValueError: the first size does not fit, or the system does not tell how much memory there is.
@@ -91,35 +90,35 @@ def find_micro_batch(
         raise ValueError(f"--micro-batch auto: nothing tells how much memory {device} has; give a number")
     room = (1 - SPARE) * free
     if device.type == "cpu":
-        trials = tried_elsewhere(name, settings, recipe.train, sizes, room, recomputed)
+        trials = try_in_subprocess(job, sizes, room, recompute)
     else:
         used = torch.cuda.memory_reserved(device) / 2**20
         with torch.random.fork_rng(devices=[device]):
-            trials = tried(a_copy(method, recomputed), recipe, sizes, device, room=room, used=used)
-        forget(device)
+            copied = Trialled(trial_copy(job.model, recompute), job.train, job.random_inputs)
+            trials = try_sizes(copied, sizes, device, room=room, used=used)
+        del copied
+        release_memory(device)
     found = world.gather(cheapest(trials).images if trials else 0)
     if not min(found):
-        hint = "; the shares of --parallel fsdp need less: give a number" if world.sharded else ""
+        hint = "; the shards of --parallel fsdp need less: give a number" if world.sharded else ""
         raise ValueError(
-            f"--micro-batch auto: weights, moments and {sizes[0]} image{'s' * (sizes[0] > 1)} at once need more than "
-            f"{room:,.0f} MiB, what is free without the last {SPARE:.0%}{hint}"
+            f"--micro-batch auto: weights, optimizer state and {sizes[0]} image{'s' * (sizes[0] > 1)} at once need "
+            f"more than {room:,.0f} MiB, what is free without the last {SPARE:.0%}{hint}"
         )
     return min(found), trials
 
 
-def tried_elsewhere(
-    name: str, settings: Settings, values: Train, sizes: Sequence[int], room: float, recomputed: bool
-) -> list[Trial]:
-    """What `tried` finds on the CPU in a process of its own; nothing where the system has killed that one.
+def try_in_subprocess(job: Job, sizes: Sequence[int], room: float, recompute: bool) -> list[Trial]:
+    """What `try_sizes` finds on the CPU in a process of its own; nothing where the system has killed that one.
 
     Raises:
         RuntimeError: it failed for another reason.
     """
-    request: dict[str, Any] = {"name": name, "settings": settings.to_json(), "train": asdict(values)}
-    request |= {"sizes": sizes, "room": room, "recomputed": recomputed, "threads": torch.get_num_threads()}
+    request: dict[str, Any] = {"kind": job.kind, "job": job.request(), "sizes": sizes, "room": room}
+    request |= {"recompute": recompute, "threads": torch.get_num_threads()}
     # Not by `multiprocessing`, which would run the user's own script again.
     done = subprocess.run(
-        [sys.executable, "-m", "mimkit.training.auto_batch"],
+        [sys.executable, "-m", "mimkit.jobs"],
         input=json.dumps(request),
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
@@ -131,52 +130,49 @@ def tried_elsewhere(
     return [] if done.returncode else [Trial(**trial) for trial in json.loads(done.stdout.splitlines()[-1])]
 
 
-def answer(request: dict[str, Any]) -> list[Trial]:
-    """The other side of `tried_elsewhere`."""
+def serve_trials(request: dict[str, Any], make: Callable[[dict[str, Any]], Trialled]) -> list[Trial]:
+    """The other side of `try_in_subprocess`: `make` makes the model again from the job's request."""
     torch.set_num_threads(request["threads"])
-    cpu, used = torch.device("cpu"), resident("VmRSS")
-    values = Train(**request["train"])
-    recipe = replace(compose(request["name"], Settings.from_json(request["settings"])), train=values)
-    method = build(recipe)
-    tune(method, cpu, values.precision)
-    prepare_blocks(method, recomputed=request["recomputed"])
-    return tried(method, recipe, request["sizes"], cpu, room=request["room"], used=used)
+    used = resident("VmRSS")
+    trialled = make(request["job"])
+    prepare_blocks(trialled.model, recomputed=request["recompute"])
+    return try_sizes(trialled, request["sizes"], torch.device("cpu"), room=request["room"], used=used)
 
 
-def tried(
-    method: Method, recipe: Recipe, sizes: Sequence[int], device: torch.device, *, room: float, used: float
+def try_sizes(
+    trialled: Trialled, sizes: Sequence[int], device: torch.device, *, room: float, used: float
 ) -> list[Trial]:
-    """Trials of ever larger micro-batches, see `search`; the method is used up.
+    """Trials of ever larger micro-batches, see `search`.
 
     Args:
-        method: goes to the device.
-        recipe: what it was built from.
+        trialled: its model is used up.
         sizes: rising.
         device: where to compute.
         room: MiB that there are.
-        used: MiB that this process had taken before the method was there.
+        used: MiB that this process had taken before the model was there.
     """
+    model, train = trialled.model, trialled.train
     state: list[State] = []
 
-    def attempt(images: int) -> Trial | None:
-        forget(device)
+    def attempt(samples: int) -> Trial | None:
+        release_memory(device)
         try:
             if not state:
-                state.append(State(for_training(method, device, recipe.train.precision), recipe.train))
-            work = a_pass(method, recipe, images, device)
-            if images == sizes[0]:
-                state[0].update(work(), 0.0)  # makes the moments
+                state.append(State(for_training(model, device, train.precision), train))
+            work = training_pass(model, train, trialled.random_inputs(samples), device)
+            if samples == sizes[0]:
+                state[0].update(work(), 0.0)  # makes the optimizer state
             seconds = quickest(work)
         except (RuntimeError, MemoryError) as error:
             if out_of_memory(error):
                 return None
             raise
-        return Trial(images, images / seconds, peak(device) - used)
+        return Trial(samples, samples / seconds, peak(device) - used)
 
-    pure = recipe.train.precision == "bf16-pure"
-    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    copies = 3 + (recipe.train.ema is not None) + pure  # gradients, two moments; averages; remainders
-    fixed = (megabytes(method.parameters()) + copies * megabytes(trained)) * (0.5 if pure else 1.0)
+    pure = train.precision == "bf16-pure"
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    copies = 3 + (train.ema_decay is not None) + pure  # gradients, two moments; averages; remainders
+    fixed = (megabytes(model.parameters()) + copies * megabytes(trained)) * (0.5 if pure else 1.0)
     return search(attempt, doubling(sizes), room, fixed)
 
 
@@ -193,7 +189,7 @@ def search(attempt: Callable[[int], Trial | None], sizes: Sequence[int], room: f
     needed = {-1: fixed, 0: fixed}
     taken = spent = 0.0
     for size in sizes:
-        if on_a_line(needed, size) > room or (len(trials) > 2 and spent + 2 * taken > PATIENCE):
+        if extrapolate(needed, size) > room or (len(trials) > 2 and spent + 2 * taken > PATIENCE):
             break
         started = time.monotonic()
         trial = attempt(size)
@@ -209,10 +205,10 @@ def search(attempt: Callable[[int], Trial | None], sizes: Sequence[int], room: f
     return trials
 
 
-def on_a_line(values: Mapping[int, float], images: int) -> float:
-    """A value for more images, on the line through the last two that are known, or as the last if they fall."""
+def extrapolate(values: Mapping[int, float], samples: int) -> float:
+    """A value for more samples, on the line through the last two that are known, or as the last if they fall."""
     (before, first), (last, second) = list(values.items())[-2:]
-    return second + max(0.0, second - first) / (last - before) * (images - last)
+    return second + max(0.0, second - first) / (last - before) * (samples - last)
 
 
 def cheapest(trials: Sequence[Trial]) -> Trial:
@@ -221,60 +217,63 @@ def cheapest(trials: Sequence[Trial]) -> Trial:
     return next(trial for trial in trials if (1 + RISE) * trial.images_per_second >= most)
 
 
-def speed_of(method: Method, recipe: Recipe, micro_batch: int, device: torch.device) -> float | None:
-    """Images per second of forward and backward passes; None where they fail, which training will explain.
+def speed_of(job: Job, micro_batch: int, device: torch.device, *, recompute: bool = False) -> float | None:
+    """Samples per second of forward and backward passes; None where they fail, which training will explain.
 
-    A GPU computes whole micro-batches. A CPU computes 1, 2, 8, 32 ... images until half a second is over; a micro-batch
-    takes as long as the line through the last two says, without the first, which takes longer for being the first.
+    A GPU computes whole micro-batches. A CPU computes 1, 2, 8, 32 ... samples until half a second is over, and the time
+    of a micro-batch is extrapolated linearly from the last two; the first call is a warm-up and not used.
 
     Args:
-        method: is used up.
-        recipe: what it was built from.
-        micro_batch: images at once.
+        job: with the model as it is trained, of which a copy computes.
+        micro_batch: samples at once.
         device: where to compute.
+        recompute: see `prepare_blocks`.
     """
+
+    def seconds_of(samples: int, calls: int | None = None) -> float:
+        return quickest(training_pass(model, job.train, job.random_inputs(samples), device), calls)
+
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            for_training(method, device, recipe.train.precision)
+            model = for_training(trial_copy(job.model, recompute), device, job.train.precision)
             if device.type != "cpu":
-                return micro_batch / quickest(a_pass(method, recipe, micro_batch, device))
-            first = quickest(a_pass(method, recipe, 1, device), calls=1)
-            spent, images, seconds = first, 2, {0: 0.0}
-            while images <= micro_batch and (spent < 0.5 or (spent < 1 and len(seconds) < 3)):
-                seconds[images] = quickest(a_pass(method, recipe, images, device), calls=1)
-                spent += seconds[images]
-                images *= 4
-            return micro_batch / on_a_line(seconds if len(seconds) > 1 else {0: 0.0, 1: first}, micro_batch)
+                return micro_batch / seconds_of(micro_batch)
+            first = seconds_of(1, calls=1)
+            spent, samples, seconds = first, 2, {0: 0.0}
+            while samples <= micro_batch and (spent < 0.5 or (spent < 1 and len(seconds) < 3)):
+                seconds[samples] = seconds_of(samples, calls=1)
+                spent += seconds[samples]
+                samples *= 4
+            return micro_batch / extrapolate(seconds if len(seconds) > 1 else {0: 0.0, 1: first}, micro_batch)
     except Exception:
         return None
     finally:
-        forget(device)
+        release_memory(device)
 
 
-def a_copy(method: Method, recomputed: bool) -> Method:
-    """A copy to try, computed as the method will be but for compiling."""
-    copied = copy.deepcopy(method)
-    prepare_blocks(copied, recomputed=recomputed)
+def trial_copy(model: nn.Module, recompute: bool) -> nn.Module:
+    """A copy to try, computed as the model will be but for compiling."""
+    copied = copy.deepcopy(model)
+    prepare_blocks(copied, recomputed=recompute)
     return copied
 
 
-def a_pass(method: Method, recipe: Recipe, images: int, device: torch.device) -> Callable[[], Tensor]:
-    """A forward and backward pass over random bytes, which gives the loss. Gradients add up, as in an accumulated step.
+def training_pass(
+    model: nn.Module, train: Train, inputs: dict[str, Tensor], device: torch.device
+) -> Callable[[], Tensor]:
+    """A forward and backward pass, which gives the loss. Gradients add up, as in an accumulated step.
 
     Args:
-        method: on its device, in training mode.
-        recipe: what it was built from.
-        images: at once.
-        device: the method's.
+        model: on its device, in training mode.
+        train: for the precision.
+        inputs: what it is called with.
+        device: the model's.
     """
-    drawn = torch.Generator().manual_seed(0)
-    shape = (images, recipe.channels, *recipe.image_size)
-    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=drawn).to(device)
-    keys = scramble(torch.arange(images)).to(device)
+    inputs = {name: value.to(device) for name, value in inputs.items()}
 
     def work() -> Tensor:
-        with autocast(device, recipe.train.precision):
-            loss: Tensor = method(pixels, keys=keys).loss
+        with autocast(device, train.precision):
+            loss: Tensor = model(**inputs).loss
         loss.backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -293,11 +292,6 @@ def quickest(work: Callable[[], object], calls: int | None = None) -> float:
     return min(taken)
 
 
-def divisors(share: int, repeats: int) -> list[int]:
-    """The micro-batches that a process's share of a batch can be cut into, of all views of so many images each."""
-    return [size for size in range(repeats, share + 1, repeats) if share % size == 0]
-
-
 def doubling(sizes: Sequence[int]) -> list[int]:
     """Of rising sizes the first, and each that is at least twice the one before."""
     found: list[int] = []
@@ -313,17 +307,13 @@ def megabytes(parameters: Iterable[Tensor]) -> float:
 
 
 def peak(device: torch.device) -> float:
-    """MiB that this process needed at most: on a GPU since `forget`, on a CPU ever."""
+    """MiB that this process needed at most: on a GPU since `release_memory`, on a CPU ever."""
     return torch.cuda.max_memory_reserved(device) / 2**20 if device.type == "cuda" else resident("VmHWM")
 
 
-def forget(device: torch.device) -> None:
-    """Give back what a GPU's allocator keeps for later, and its record of the most it had."""
+def release_memory(device: torch.device) -> None:
+    """Give back what a GPU's allocator caches, and reset its record of the peak."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-
-
-if __name__ == "__main__":
-    print(json.dumps([asdict(trial) for trial in answer(json.load(sys.stdin))]))

@@ -1,32 +1,27 @@
-"""What a run finds out before it starts: how much it computes at once, how many processes read, how far ahead.
+"""What a job finds out before it starts: how much it computes at once, how many data workers read, how far ahead.
 
 None of this changes what is trained: micro-batches add up to the same batch, and batches are the same however many
-processes read them.
+workers read them.
 """
 
 import math
 import sys
-import time
-import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from mimkit.data import TrainBatches
-from mimkit.training.auto_batch import Trial, a_copy, divisors, find_micro_batch, speed_of
+from mimkit.training.auto_batch import Trial, find_micro_batch, speed_of
 from mimkit.training.distributed import World
 from mimkit.training.hardware import available_memory, choose_workers, cores, shared_memory
+from mimkit.training.job import Job
 from mimkit.training.machine import Machine
 
-if TYPE_CHECKING:
-    from mimkit.plan import Plan
-
-MARGIN = 1.5  # readers get slower the more there are: they share disk, caches and memory
+MARGIN = 1.5  # workers get slower the more there are: they share disk, caches and memory
 MOST_WORKERS = 16
-PIXELS = 1024.0  # MiB that batches read ahead may take, at most
+PREFETCH_MIB = 1024.0  # that batches read ahead may take, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +29,10 @@ class Tuning:
     """What was chosen for a run, and what it was chosen by.
 
     Args:
-        workers: processes that read.
+        workers: data workers.
         prefetch: micro-batches that each of them reads ahead.
         trials: of micro-batches; none where the micro-batch was given.
-        read: images per second that one process reads; None where it was not measured.
+        read: images per second that one worker reads; None where it was not measured.
         computed: images per second that this process computes, likewise.
     """
 
@@ -57,7 +52,7 @@ class Tuning:
             "prefetch": self.prefetch,
         }
 
-    def in_words(self) -> list[str]:
+    def describe(self) -> list[str]:
         """What was measured, in a line or two; nothing where nothing was."""
         lines = []
         if self.trials:
@@ -66,93 +61,56 @@ class Tuning:
         if self.read is not None and self.computed is not None:
             short = "" if self.workers * self.read > self.computed else "; computing will wait for images"
             lines.append(
-                f"reading: {self.workers} process{'es' * (self.workers > 1)}, {self.prefetch} batches ahead each, as "
+                f"reading: {self.workers} worker{'s' * (self.workers > 1)}, {self.prefetch} batches ahead each, as "
                 f"one reads {self.read:.3g} images/s and {self.computed:.3g} are computed{short}"
             )
         return lines
 
 
-def tuned(request: "Plan", machine: Machine, device: torch.device, world: World) -> "tuple[Plan, Tuning]":
-    """The request with the micro-batch that trials found, if it was left to them, and how it reads: with as many
-    processes as it was asked to, or so that computing does not wait for images.
+def tuned(job: Job, machine: Machine, device: torch.device, world: World) -> tuple[Job, Tuning]:
+    """The job with the micro-batch that trials found, if it was left to them, and how it reads: with as many workers as
+    it was asked to, or so that computing does not wait for data.
 
     Raises:
         ValueError: see `find_micro_batch`.
     """
     trials: list[Trial] = []
-    if request.settings.micro_batch == "auto":
-        share = request.recipe.train.batch_size // world.size
-        if world.leads:
+    if job.micro_batch == "auto":
+        if world.is_main:
             print("trying how many images to compute at once", file=sys.stderr, flush=True)
-        micro_batch, trials = find_micro_batch(
-            request.name,
-            request.settings,
-            request.recipe,
-            request.method,
-            divisors(share, request.settings.repeats),
-            device,
-            world,
-            recomputed=machine.recompute,
-        )
-        request = replace(
-            request, settings=replace(request.settings, micro_batch=micro_batch), parts=share // micro_batch
-        )
+        sizes = job.micro_batches(world)
+        micro_batch, trials = find_micro_batch(job, sizes, device, world, recompute=machine.recompute)
+        job = job.with_micro_batch(micro_batch, world)
     if machine.workers is not None:
-        return request, Tuning(workers=machine.workers, trials=trials)
+        return job, Tuning(workers=machine.workers, trials=trials)
 
-    batches = request.batches(0, world)
-    speeds = [trial.images_per_second for trial in trials if trial.images == batches.share]
-    computed = (
-        speeds[0]
-        if speeds
-        else speed_of(a_copy(request.method, machine.recompute), request.recipe, batches.share, device)
-    )
-    seconds = reading_times(batches)
-    if computed is None or not seconds:
-        return request, Tuning(workers=choose_workers(None), trials=trials)
-    each = [taken / batches.repeats for taken in seconds]
-    mib = batches.share * batches.channels * math.prod(batches.size) / 2**20
-    room = min(PIXELS, 0.1 * available_memory(), 0.5 * shared_memory())
-    needed = computed * (2 if request.settings.compile else 1)  # what is compiled may be twice as fast
-    workers, prefetch = readers(each, needed, batches.share, most=min(MOST_WORKERS, cores()), fitting=int(room / mib))
-    return request, Tuning(workers=workers, prefetch=prefetch, trials=trials, read=1 / fmean(each), computed=computed)
+    assert isinstance(job.micro_batch, int)
+    speeds = [trial.images_per_second for trial in trials if trial.images == job.micro_batch]
+    reading = job.reading(world)
+    computed = None
+    if reading is not None:
+        computed = speeds[0] if speeds else speed_of(job, job.micro_batch, device, recompute=machine.recompute)
+    if reading is None or computed is None:
+        return job, Tuning(workers=choose_workers(None), trials=trials)
+    room = min(PREFETCH_MIB, 0.1 * available_memory(), 0.5 * shared_memory())
+    needed = computed * (2 if job.compile else 1)  # what is compiled may be twice as fast
+    most, fitting = min(MOST_WORKERS, cores()), int(room / reading.mib)
+    workers, prefetch = readers(reading.seconds, needed, job.micro_batch, most=most, fitting=fitting)
+    read = 1 / fmean(reading.seconds)
+    return job, Tuning(workers=workers, prefetch=prefetch, trials=trials, read=read, computed=computed)
 
 
 def readers(seconds: Sequence[float], computed: float, batch: int, *, most: int, fitting: int) -> tuple[int, int]:
-    """Processes that read faster than images are computed, and batches that each is ahead to outlast a slow one.
+    """Workers that read faster than images are computed, and batches that each is ahead to outlast a slow one.
 
     Args:
-        seconds: that one process took for each of some images.
+        seconds: that one worker took for each of some images.
         computed: images per second.
         batch: images that are delivered together.
-        most: processes.
+        most: workers.
         fitting: batches that may lie ready.
     """
     workers = max(1, min(math.ceil(MARGIN * computed * fmean(seconds)), most, fitting))
     slow = batch * fmean(seconds) + 3 * math.sqrt(batch) * pstdev(seconds)  # of a thousand batches, about one
     ahead = math.ceil(slow * computed / batch / workers)  # computed meanwhile
     return workers, max(1, min(max(2, ahead), fitting // workers))
-
-
-def reading_times(batches: TrainBatches) -> list[float]:
-    """Seconds for each of up to 64 images, decoded and cut into all views, of what a run reads first, in about a
-    second; none where they cannot be read, which training will explain.
-    """
-    one = replace(batches, batch_size=batches.repeats, parts=1, rank=0, world=1)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as reading processes have it
-    seconds: list[float] = []
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")
-            one.part(batches.rank)  # loads what decoding needs
-            while len(seconds) < 64 and sum(seconds) < 1:
-                number = batches.rank + (1 + len(seconds)) * batches.world
-                started = time.perf_counter()
-                one.part(number)
-                seconds.append(time.perf_counter() - started)
-    except Exception:
-        return []
-    finally:
-        torch.set_num_threads(threads)
-    return seconds

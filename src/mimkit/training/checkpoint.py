@@ -22,7 +22,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from mimkit.files import flush
-from mimkit.training.distributed import ALONE, World, like
+from mimkit.training.distributed import SINGLE, World, placed_like
 
 KEPT = 2
 
@@ -40,7 +40,7 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save(folder: Path, step: int, checkpoint: Checkpoint, world: World = ALONE, *, shares: bool = False) -> None:
+def save(folder: Path, step: int, checkpoint: Checkpoint, world: World = SINGLE, *, sharded: bool = False) -> None:
     """Write `folder`/step-N atomically, then remove all but the newest `KEPT`.
 
     Args:
@@ -48,7 +48,7 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, world: World = ALONE, 
         step: N.
         checkpoint: what is written; of what the processes hold alike, the first one's.
         world: the processes; all must ask where they write shares.
-        shares: tensors are written by those who hold them, to `shares`, instead of whole by the first process.
+        sharded: tensors are written by the ranks that hold them, to `shares/`, instead of whole by the main process.
 
     Raises:
         OSError: something cannot be written.
@@ -56,14 +56,14 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, world: World = ALONE, 
     final = folder / f"step-{step:08d}"
     unfinished = folder / f".unfinished-{step:08d}"
     try:
-        world.first(lambda: _start(unfinished))
-        found = _write_shares(unfinished, checkpoint, world) if shares else {}
-        if world.leads:
+        world.on_main(lambda: _start(unfinished))
+        found = _write_shares(unfinished, checkpoint, world) if sharded else {}
+        if world.is_main:
             _write(unfinished, checkpoint, found)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OSError(f"{final} cannot be written, earlier checkpoints are kept: {error}") from error
-    if world.leads:
+    if world.is_main:
         shutil.rmtree(final, ignore_errors=True)
         unfinished.rename(final)
         flush(folder)
@@ -151,7 +151,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
         if kind == "optimizer":
             slot, _, name = rest.partition("/")
             # Step counters too: fused AdamW needs them on the device.
-            optimizer.state[parameters[name]][slot] = like(value, parameters[name])
+            optimizer.state[parameters[name]][slot] = placed_like(value, parameters[name])
 
 
 def _start(folder: Path) -> None:

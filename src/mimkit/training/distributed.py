@@ -47,7 +47,7 @@ class World:
     parallel: Parallel = "ddp"
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     @property
@@ -71,12 +71,12 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def first(self, work: Callable[[], Value]) -> Value:
+    def on_main(self, work: Callable[[], Value]) -> Value:
         """What the first process makes of the work, which the others leave to it. All raise what it raises."""
         if self.size == 1:
             return work()
         box: list[Any] = [None, None]
-        if self.leads:
+        if self.is_main:
             try:
                 box[0] = work()
             except Exception as error:  # whatever it is, the others wait for an answer
@@ -94,7 +94,7 @@ class World:
         return value
 
 
-ALONE = World()
+SINGLE = World()
 
 
 def portable(error: Exception) -> Exception:
@@ -107,16 +107,16 @@ def portable(error: Exception) -> Exception:
 
 
 @contextmanager
-def joined(device: torch.device, parallel: Parallel = "ddp") -> Iterator[World]:
+def process_group(device: torch.device, parallel: Parallel = "ddp") -> Iterator[World]:
     """Inside, the processes that torchrun started form a `World`; without torchrun, this one alone does."""
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield ALONE
+        yield SINGLE
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, rank, size = next(rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=fresh(store, rank, size), rank=rank, world_size=size, timeout=PATIENCE)
+    dist.init_process_group(backend, store=fresh_store(store, rank, size), rank=rank, world_size=size, timeout=PATIENCE)
     try:
         yield World(rank, size, parallel)
     finally:
@@ -124,7 +124,7 @@ def joined(device: torch.device, parallel: Parallel = "ddp") -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def fresh(store: dist.Store, rank: int, size: int) -> dist.Store:
+def fresh_store(store: dist.Store, rank: int, size: int) -> dist.Store:
     """A part of the store with nothing in it from processes that are no more.
 
     torchrun keeps its store when it starts processes again, and with it the addresses of those it lost. So the first
@@ -153,62 +153,49 @@ def fresh(store: dist.Store, rank: int, size: int) -> dist.Store:
     return dist.PrefixStore(mine, store)
 
 
-def job() -> str | None:
+def torchrun_job() -> str | None:
     """What names the job of torchrun that this process belongs to, also after it was started again; None without."""
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     return None if name in (None, "none") else name
 
 
-class LossOf(nn.Module):
-    """A model of which only the loss comes out, the tensor that DDP and FSDP hang their hooks on."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, **inputs: Any) -> Tensor:
-        loss: Tensor = self.model(**inputs).loss
-        return loss
-
-
 def parallelized(model: nn.Module, world: World, device: torch.device) -> nn.Module:
-    """What computes the model's loss together with the other processes; its parameters are the model's own.
+    """The model, computed together with the other ranks; its parameters stay the model's own.
 
     Args:
-        model: on its device. With fsdp its parameters are replaced by shares of them, and its blocks put together
-            from their shares one at a time.
+        model: on its device, with one tensor as its output, which DDP and FSDP hang their hooks on. With fsdp its
+            parameters are replaced by shards of them, and its blocks gathered one at a time.
         world: who takes part.
         device: the model's.
     """
-    whole = LossOf(model)
     if world.size == 1:
-        return whole
+        return model
     if not world.sharded:
-        return DistributedDataParallel(whole, gradient_as_bucket_view=True)
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
     mesh = init_device_mesh(device.type, (world.size,))
-    for module in (*blocks_of(model), whole):
+    for module in (*blocks_of(model), model):
         fully_shard(module, mesh=mesh)
-    return whole
+    return model
 
 
-def accumulating(step: nn.Module, *, more: bool) -> AbstractContextManager[None]:
-    """Around one part's forward and backward: where more parts follow, gradients are not exchanged yet."""
-    if isinstance(step, FSDPModule):
-        step.set_requires_gradient_sync(not more)
-    return step.no_sync() if more and isinstance(step, DistributedDataParallel) else nullcontext()
+def gradient_sync(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+    """Around the forward and backward pass of one micro-batch: ranks exchange gradients in a batch's last one only."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+    return model.no_sync() if not last and isinstance(model, DistributedDataParallel) else nullcontext()
 
 
-def whole(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """A tensor put together from its shares; all processes must ask for it."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def local(value: Tensor) -> Tensor:
+def local_tensor(value: Tensor) -> Tensor:
     """This process's share of a tensor, which is all of it unless it is sharded."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def like(value: Tensor, other: Tensor) -> Tensor:
+def placed_like(value: Tensor, other: Tensor) -> Tensor:
     """A whole tensor on the other's device and, where the other lies in shares, this process's share of it."""
     value = value.to(other.device)
     if isinstance(other, DTensor) and value.shape == other.shape:

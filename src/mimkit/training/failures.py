@@ -17,7 +17,7 @@ NO_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe
 
 
 @contextmanager
-def explained(step: Callable[[], int], run: Run, micro_batch: int) -> Iterator[None]:
+def as_messages(step: Callable[[], int], run: Run, micro_batch: int) -> Iterator[None]:
     """Inside, what the training itself runs into becomes one line with what to do; the traceback stays its cause.
 
     Raises:
@@ -28,7 +28,7 @@ def explained(step: Callable[[], int], run: Run, micro_batch: int) -> Iterator[N
     except (ValueError, RuntimeError, MemoryError, ConnectionError, EOFError) as error:
         if type(error).__module__.startswith("mimkit."):
             raise
-        reason = in_a_line(error)
+        reason = first_line(error)
         on = f"the last checkpoint is kept, go on with: mimkit resume {run.folder}"
         if out_of_memory(error):
             smaller = next((n for n in range(micro_batch // 2, 0, -1) if micro_batch % n == 0), None)
@@ -49,7 +49,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and said)
 
 
-def in_a_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of what an error says; of one that a reading process met, the last lines of its traceback."""
     lines = str(error).strip().splitlines() or [""]
     if not lines[0].startswith("Caught "):

@@ -8,7 +8,7 @@ from typing import Any
 from mimkit.training.machine import Machine
 
 
-def require_sinks(machine: Machine) -> None:
+def require_loggers(machine: Machine) -> None:
     """Raise ValueError where a package that the machine's options need is missing."""
     if machine.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ValueError("--tensorboard needs the package: pip install 'mimkit[tensorboard]'")

@@ -22,7 +22,7 @@ class Train:
         warmup_epochs: linear warm-up, step by step.
         min_lr: where the half cosine after it ends, likewise for lr_batch images.
         warmup_lr: where the warm-up begins, likewise.
-        drops: epochs at which the learning rate falls to a tenth; with any, they replace the cosine (SimMIM's long
+        milestones: epochs at which the learning rate falls to a tenth; with any, they replace the cosine (SimMIM's long
             run).
         betas, weight_decay: AdamW's. One-dimensional parameters are not decayed.
         decay_tokens: decay class and mask tokens too, as MAE's code does.
@@ -30,7 +30,7 @@ class Train:
         clip_grad: largest gradient norm; None leaves gradients alone.
         precision: "bf16" autocast over float32 weights; "bf16-pure": weights, gradients, moments and activations in
             bfloat16, with 10 bytes for each weight, its remainder included, instead of 16; "fp32" throughout.
-        ema: decay per step of an exponential moving average of the weights, which is then what the run hands out;
+        ema_decay: decay per step of an exponential moving average of the weights, which is then what the run hands out;
             None keeps none.
     """
 
@@ -41,22 +41,22 @@ class Train:
     warmup_epochs: float = 40
     min_lr: float = 0.0
     warmup_lr: float = 0.0
-    drops: tuple[float, ...] = ()
+    milestones: tuple[float, ...] = ()
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     decay_tokens: bool = True
     decay_positions: bool = False
     clip_grad: float | None = None
     precision: Literal["bf16", "bf16-pure", "fp32"] = "bf16"
-    ema: float | None = None
+    ema_decay: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "base_lr", "lr_batch", "clip_grad"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"--ema must lie between 0 and 1, got {self.ema}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"--ema must lie between 0 and 1, got {self.ema_decay}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"--weight-decay must be at least 0, got {self.weight_decay}")
         if not 0 <= self.warmup_epochs < self.epochs:
@@ -78,12 +78,12 @@ class Train:
         return self.batch_size / self.lr_batch
 
     def lr(self, epoch: float) -> float:
-        """Learning rate `epoch` epochs into the run: linear warm-up, then half a cosine (MAE §A.1), or drops."""
+        """Learning rate `epoch` epochs into the run: linear warm-up, then half a cosine (MAE §A.1), or milestones."""
         if epoch < self.warmup_epochs:
             start = self.warmup_lr * self.scale
             return start + (self.peak_lr - start) * epoch / self.warmup_epochs
-        if self.drops:
-            return self.peak_lr * 0.1 ** sum(epoch >= drop for drop in self.drops)
+        if self.milestones:
+            return self.peak_lr * 0.1 ** sum(epoch >= drop for drop in self.milestones)
         progress = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
         end = self.min_lr * self.scale
         return end + (self.peak_lr - end) * 0.5 * (1 + math.cos(math.pi * progress))

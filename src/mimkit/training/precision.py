@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mimkit.training.distributed import local
+from mimkit.training.distributed import local_tensor
 
 Precision = Literal["bf16", "bf16-pure", "fp32"]
 
@@ -20,7 +20,7 @@ def for_training(model: nn.Module, device: torch.device, precision: str) -> nn.M
     Targets and losses, which have no weights of their own, are computed in float32; norms, softmax and matrix products
     add up in float32 inside.
     """
-    model.to(device).train()
+    train_mode(model.to(device))
     if precision == "bf16-pure":
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         kept = {tensor for norm in norms for tensor in tensors_of(norm)}
@@ -28,6 +28,26 @@ def for_training(model: nn.Module, device: torch.device, precision: str) -> nn.M
             if tensor.dtype == torch.float32 and tensor not in kept:
                 tensor.data = tensor.data.bfloat16()
     return model
+
+
+def train_mode(model: nn.Module) -> None:
+    """Training mode, but for modules whose parameters are all frozen: their batch norms and dropout stay as they are
+    in evaluation."""
+    model.train()
+    for module in model.modules():
+        if is_frozen(module):
+            module.eval()
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether it has parameters, and none is trained."""
+    parameters = [*module.parameters()]
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
+def frozen_children(model: nn.Module) -> list[str]:
+    """Names of a model's direct children whose parameters are all frozen, such as an encoder under a linear head."""
+    return [name for name, child in model.named_children() if is_frozen(child)]
 
 
 def refuse_batch_norms(model: nn.Module, processes: int) -> None:
@@ -67,7 +87,7 @@ def widened(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Copies of tensors, in float32 where they are bfloat16."""
     given = [tensor.detach() for tensor in tensors]
     copies = [torch.empty_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in given]
-    torch._foreach_copy_([local(copy) for copy in copies], [local(tensor) for tensor in given])
+    torch._foreach_copy_([local_tensor(copy) for copy in copies], [local_tensor(tensor) for tensor in given])
     return copies
 
 

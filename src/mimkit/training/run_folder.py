@@ -16,13 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from mimkit.files import flush, refuse_unwritable, write_text
+from mimkit.records import make, parse_text
 from mimkit.training.checkpoint import Checkpoint, load, recover, save
-from mimkit.training.distributed import ALONE, World
+from mimkit.training.distributed import SINGLE, World
+from mimkit.training.optim import Train
 
 try:
     import fcntl
 except ImportError:  # no such locks on Windows
     fcntl = None  # type: ignore[assignment]
+
+
+FORMAT = 2
+"""Of run.json and of what `mimkit export` writes into files. 1, which is not written down, had parts as text and one
+kind of job. Every version reads all formats up to its own."""
 
 
 class Run:
@@ -45,6 +52,23 @@ class Run:
             self.facts: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{folder / 'run.json'} cannot be understood: {error}") from error
+        refuse_newer(self.facts, folder)
+
+    @property
+    def kind(self) -> str:
+        """Of the job that the run trains."""
+        return str(self.facts.get("kind", "pretrain"))  # format 1 knew one kind
+
+    @property
+    def train(self) -> Train:
+        """The values it is trained with.
+
+        Raises:
+            ValueError: this version does not know one of them.
+        """
+        written = self.facts["training"]
+        train: Train = make(parse_text(written) if isinstance(written, str) else written, {"Train": Train})
+        return train
 
     @classmethod
     def create(cls, folder: Path, facts: dict[str, Any], *, overwrite: bool = False) -> "Run":
@@ -84,14 +108,14 @@ class Run:
         )
         return [row for row in rows if row["kind"] == kind]
 
-    def save(self, step: int, checkpoint: Checkpoint, world: World = ALONE, *, shares: bool = False) -> None:
+    def save(self, step: int, checkpoint: Checkpoint, world: World = SINGLE, *, sharded: bool = False) -> None:
         """Checkpoint the state after `step` steps, and how much of the log it has written. See `checkpoint.save`."""
         log = self.folder / "log.jsonl"
-        if log.exists() and world.leads:
+        if log.exists() and world.is_main:
             flush(log)  # else a power cut could leave a checkpoint that counts more of the log than there is
         state = {**checkpoint.state, "step": step, "log_bytes": log.stat().st_size if log.exists() else 0}
         complete = Checkpoint(checkpoint.weights, checkpoint.training, state)
-        save(self.folder / "checkpoints", step, complete, world, shares=shares)
+        save(self.folder / "checkpoints", step, complete, world, sharded=sharded)
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None; torn ones are set aside."""
@@ -121,6 +145,14 @@ class Run:
         if speed.exists():
             with speed.open("r+b") as file:
                 file.truncate(file.read().rfind(b"\n") + 1)  # a torn last line
+
+
+def refuse_newer(facts: dict[str, Any], source: object) -> None:
+    """Raise ValueError for what a newer version has written."""
+    if facts.get("format", 1) > FORMAT:
+        raise ValueError(
+            f"{source} has format {facts['format']}, which a newer mimkit wrote: this version reads up to {FORMAT}"
+        )
 
 
 def refuse_nonempty(folder: Path, *, overwrite: bool) -> None:

@@ -1,21 +1,23 @@
 """What a training step changes, and so what a checkpoint holds: weights, optimizer moments, generators, counters."""
 
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mimkit.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
-from mimkit.training.distributed import ALONE, World, like, local, whole
+from mimkit.training.distributed import SINGLE, World, full_tensor, local_tensor, placed_like
 from mimkit.training.optim import Train, adamw, norm_of, parameter_groups
-from mimkit.training.precision import in_float32, widened
+from mimkit.training.precision import frozen_children, in_float32, widened
 
 
 @dataclass(frozen=True)
-class Bad:
+class NonFinite:
     """A step whose loss or gradient norm was not finite: how many steps ago, and how many there were in a row."""
 
     ago: int
@@ -28,20 +30,30 @@ class State:
     """The state of a model in training.
 
     Args:
-        model: on its device, see `for_training`; its parameters may lie in shares.
+        model: on its device, see `for_training`; its parameters may be sharded.
         values: see `Train`.
         world: the processes that train it.
+        groups: the optimizer's parameter groups. A group's "lr_scale" multiplies its learning rate.
     """
 
-    def __init__(self, model: nn.Module, values: Train, world: World = ALONE) -> None:
-        self.model, self.world, self.clip_grad, self.decay = model, world, values.clip_grad, values.ema
+    def __init__(
+        self,
+        model: nn.Module,
+        values: Train,
+        world: World = SINGLE,
+        *,
+        groups: Callable[[nn.Module, Train], list[dict[str, Any]]] = parameter_groups,
+    ) -> None:
+        self.model, self.values, self.world = model, values, world
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.averages = dict(zip(self.trained, widened(self.trained.values()), strict=True)) if values.ema else {}
-        self.optimizer = adamw(parameter_groups(model, values), values.precision, lr=0.0, betas=values.betas)
+        self.averages = dict(zip(self.trained, widened(self.trained.values()), strict=True)) if values.ema_decay else {}
+        self.optimizer = adamw(groups(model, values), values.precision, lr=0.0, betas=values.betas)
         self.step = 0  # steps done when this process took over
-        self.window: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of steps that no row has told yet
+        self.window: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of each step since the last row
         self.skipped: set[str] = set()
         self.nonfinite = 0  # steps in a row, up to the last row
+        # What is wholly frozen is not the run's: a checksum in its place notices another one.
+        self.frozen = {name: self.digest(name) for name in frozen_children(model)}
         if world.rank:
             self.reseed()
 
@@ -51,30 +63,30 @@ class State:
         Whether it is finite is decided on the device, for which nothing here waits.
         """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = norm_of([local(p.grad) for p in parameters if p.grad is not None])
+        norm = norm_of([local_tensor(p.grad) for p in parameters if p.grad is not None])
         if self.world.sharded:
             norm = (self.world.mean(norm.square()) * self.world.size).sqrt()
-        if self.clip_grad is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.clip_grad, norm)
+        if self.values.clip_grad is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.values.clip_grad, norm)
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # how GradScaler skips a fused step
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.decay is not None:
-            averages = [local(average) for average in self.averages.values()]
-            steps = widened(local(p) for p in self.trained.values())
+        if self.values.ema_decay is not None:
+            averages = [local_tensor(average) for average in self.averages.values()]
+            steps = widened(local_tensor(p) for p in self.trained.values())
             torch._foreach_sub_(steps, averages)
-            torch._foreach_mul_(steps, (1 - self.decay) * finite.float())
+            torch._foreach_mul_(steps, (1 - self.values.ema_decay) * finite.float())
             torch._foreach_add_(averages, steps)
         self.window.append((loss, norm))
         return norm
 
-    def told(self) -> tuple[dict[str, float], list[Bad]]:
-        """Mean loss and gradient norm over the finite steps since the last call, if there were any, and the others.
+    def flush_window(self) -> tuple[dict[str, float], list[NonFinite]]:
+        """Mean loss and gradient norm of the finite steps since the last flush, and the non-finite steps.
 
-        Waits for the device.
+        Without a finite step there are no means. Waits for the device.
         """
         if not self.window:
             return {}, []
@@ -87,7 +99,7 @@ class State:
                 finite.append((loss, norm))
             else:
                 self.nonfinite += 1
-                bad.append(Bad(ago, loss, norm, self.nonfinite))
+                bad.append(NonFinite(ago, loss, norm, self.nonfinite))
         means = [float(torch.tensor(column, dtype=torch.float64).mean()) for column in zip(*finite, strict=True)]
         return dict(zip(("loss", "grad_norm"), means, strict=False)), bad
 
@@ -96,14 +108,15 @@ class State:
         return [name for name, parameter in self.trained.items() if parameter.grad is None]
 
     @contextmanager
-    def shown_in(self, model: nn.Module) -> Iterator[None]:
-        """While inside, the first process's `model` has the weights to be looked at: whole, float32, maybe averaged.
+    def eval_weights(self, model: nn.Module, *, on_all_ranks: bool = False) -> Iterator[None]:
+        """Inside, the main process's `model` has the weights to evaluate: whole, float32, the moving average if kept.
 
         Args:
-            model: the one in training, or a whole copy of it where that one lies in shares.
+            model: the one in training, or a whole copy of it where that one is sharded.
+            on_all_ranks: every process's `model` has them.
         """
         if self.world.sharded:
-            self.copy_to(model, averaged=True)
+            self.copy_to(model, averaged=True, on_all_ranks=on_all_ranks)
             yield
             return
         with in_float32(model):
@@ -113,10 +126,11 @@ class State:
             finally:
                 self.swap()
 
-    def copy_to(self, model: nn.Module, *, averaged: bool = False) -> None:
-        """Put whole weights into the first process's `model`."""
-        weights = self.put_together({**self.model.state_dict(), **(self.averages if averaged else {})})
-        if self.world.leads:
+    def copy_to(self, model: nn.Module, *, averaged: bool = False, on_all_ranks: bool = False) -> None:
+        """Put whole weights into the main process's `model`, or every process's."""
+        tensors = {**self.model.state_dict(), **(self.averages if averaged else {})}
+        weights = self.gather_full(tensors, on_all_ranks=on_all_ranks)
+        if self.world.is_main or on_all_ranks:
             model.load_state_dict(weights)
 
     def swap(self) -> None:
@@ -125,44 +139,62 @@ class State:
             parameter = self.trained[name]
             parameter.data, self.averages[name] = average, parameter.data
 
-    def put_together(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors for the first process, nothing for the others, all of which must ask."""
+    def gather_full(self, tensors: dict[str, Tensor], *, on_all_ranks: bool = False) -> dict[str, Tensor]:
+        """Whole tensors for the main process, or every process. All ranks must call."""
         if not self.world.sharded:
             return tensors
         found = {}
         for name, tensor in tensors.items():  # one after another: together they may be too large for the device
-            value = whole(tensor).detach()
-            if self.world.leads:
+            value = full_tensor(tensor).detach()
+            if self.world.is_main or on_all_ranks:
                 found[name] = value.cpu()
         return found
 
-    def checkpoint(self, *, shares: bool = False) -> Checkpoint:
-        """All of it, for the first process to write, or in each process its `shares`; all processes must ask."""
+    def checkpoint(self, *, sharded: bool = False) -> Checkpoint:
+        """All of it but frozen children, for the main process to write, or each rank's shards. All ranks must call."""
 
         def collect(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return tensors if shares else self.put_together(tensors)
+            return tensors if sharded else self.gather_full(tensors)
 
         weights, averages = self.model.state_dict(), self.averages
+        weights = {name: value for name, value in weights.items() if name.partition(".")[0] not in self.frozen}
         training = collect(optimizer_tensors(self.optimizer, self.model))
         # What is used later stands among the weights, what training goes on with beside them.
         training |= collect({f"trained/{name}": weights[name] for name in averages})
         weights = collect({**weights, **averages})
-        if shares and not self.world.leads:  # buffers may differ, as statistics of batches do: the first one's are kept
+        if sharded and not self.world.is_main:  # buffers may differ, as batch statistics do: the main rank's are kept
             weights = {name: value for name, value in weights.items() if name not in dict(self.model.named_buffers())}
         for rank, generators in enumerate(self.world.gather(self.generators())):
             training |= {name_for(rank, name): state for name, state in generators.items()}
         window = [[float(loss), float(norm)] for loss, norm in self.window]
         state = {"window": window, "skipped": sorted(self.skipped), "nonfinite": self.nonfinite}
+        if self.frozen:
+            state["frozen"] = self.frozen
         return Checkpoint(weights, training, state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """The inverse of `checkpoint`, with however many processes it was written."""
+        """The inverse of `checkpoint`, with however many processes it was written.
+
+        Raises:
+            ValueError: a frozen child, which the checkpoint lacks, is not the one it was trained with.
+        """
+        for name, digest in checkpoint.state.get("frozen", {}).items():
+            if self.frozen.get(name) != digest:
+                raise ValueError(
+                    f"the frozen {name} has other weights now (checksum {self.frozen.get(name, 'none')}) than "
+                    f"the run was trained with ({digest})"
+                )
         saved, now = checkpoint.training, self.model.state_dict()
         trained = {key.removeprefix("trained/"): value for key, value in saved.items() if key.startswith("trained/")}
-        weights = {**checkpoint.weights, **trained}
-        self.model.load_state_dict({k: like(v, now[k]) if k in now else v for k, v in weights.items()})
+        kept = {
+            name: value for name, value in now.items() if name.partition(".")[0] in checkpoint.state.get("frozen", {})
+        }
+        weights = {**kept, **checkpoint.weights, **trained}
+        self.model.load_state_dict({k: placed_like(v, now[k]) if k in now else v for k, v in weights.items()})
         for name in self.averages:
-            local(self.averages[name]).copy_(local(like(checkpoint.weights[name], self.averages[name])))
+            local_tensor(self.averages[name]).copy_(
+                local_tensor(placed_like(checkpoint.weights[name], self.averages[name]))
+            )
         restore_optimizer(self.optimizer, self.model, saved)
         device = next(self.model.parameters()).device
         torch.set_rng_state(saved["generator/cpu"])
@@ -176,6 +208,20 @@ class State:
         self.window = [(loss, norm) for loss, norm in window]
         self.step, self.nonfinite = checkpoint.state["step"], checkpoint.state["nonfinite"]
         self.skipped = set(checkpoint.state["skipped"])
+
+    def digest(self, child: str) -> str:
+        """A checksum of a child's tensors, the same on all ranks, which must all call."""
+        tensors = {name: value for name, value in self.model.state_dict().items() if name.partition(".")[0] == child}
+        full = self.gather_full(tensors)
+
+        def hashed() -> str:
+            sums = hashlib.sha256()
+            for name in sorted(full):
+                sums.update(name.encode())
+                sums.update(full[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            return sums.hexdigest()[:16]
+
+        return self.world.on_main(hashed)
 
     def generators(self) -> dict[str, Tensor]:
         """The states of torch's generators in this process."""

@@ -122,7 +122,7 @@ def method_twin(method: Method) -> Twin:
         raise Unlike(f"its masks are not those of MAE: {mask}")
 
     grid = grid_for(encoder.image_size, encoder.cell)
-    hidden = mask.sample(torch.zeros(1, dtype=torch.int64), encoder.image_size, encoder.cell).count
+    hidden = mask.sample(torch.zeros(1, dtype=torch.int64), mask.grid(encoder.image_size, encoder.cell)).count
     config = {
         "architectures": ["ViTMAEForPreTraining"],
         "model_type": "vit_mae",

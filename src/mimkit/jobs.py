@@ -1,0 +1,58 @@
+"""The kinds of jobs by the name that run.json keeps: who continues a run, who makes a model again for trial steps.
+
+Run as a program, this serves `mimkit.training.auto_batch`: a request on stdin, trials on stdout.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from mimkit import pretraining
+from mimkit.training.auto_batch import Trialled, serve_trials
+from mimkit.training.machine import Machine
+from mimkit.training.run_folder import Run
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of job.
+
+    Args:
+        resume: continues a run of it; see `resume`.
+        make_for_trials: makes its model from a `Job.request`.
+    """
+
+    resume: Callable[..., bool]
+    make_for_trials: Callable[[dict[str, Any]], Trialled]
+
+
+KINDS: dict[str, Kind] = {"pretrain": Kind(pretraining.resume, pretraining.make_for_trials)}
+
+
+def resume(
+    run: Run, *, machine: Machine, recipe: str | None = None, micro_batch: int | Literal["auto"] | None = None
+) -> bool:
+    """Continue a run of any kind exactly where its last checkpoint left it. True at the end.
+
+    Args:
+        run: what to continue.
+        machine: device, data workers and the like.
+        recipe: FILE.py:NAME, for a run made with a recipe from a file of your own.
+        micro_batch: samples computed at once from now on, or auto.
+
+    Raises:
+        ValueError: its kind is none of mimkit's own, or the run cannot be continued.
+    """
+    if run.kind not in KINDS:
+        raise ValueError(
+            f"{run.folder} is a run of kind {run.kind!r}, which is none of mimkit's own ({', '.join(KINDS)}): "
+            "continue it with the program that began it"
+        )
+    return KINDS[run.kind].resume(run, machine=machine, recipe=recipe, micro_batch=micro_batch)
+
+
+if __name__ == "__main__":
+    request = json.load(sys.stdin)
+    print(json.dumps([asdict(trial) for trial in serve_trials(request, KINDS[request["kind"]].make_for_trials)]))

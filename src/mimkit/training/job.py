@@ -1,0 +1,114 @@
+"""A job: what is trained, from which batches, watched by which evaluators. The one noun between who asks and the loop.
+
+`mimkit.plan.Pretraining` is one; a task is another. `mimkit.training.launch` starts jobs and continues them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from mimkit.training.distributed import SINGLE, World
+from mimkit.training.loop import Batches, Evaluator
+from mimkit.training.optim import Train, parameter_groups
+from mimkit.training.run_folder import Run
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What reading costs, by a short measurement.
+
+    Args:
+        seconds: that one data worker took for each of some samples.
+        mib: memory of one micro-batch, read and not yet on the device.
+    """
+
+    seconds: Sequence[float]
+    mib: float
+
+
+class Job(ABC):
+    """What `launch` and `fit` need to know of training. Subclasses are final.
+
+    Attributes:
+        kind: as run.json says it, and `mimkit resume` finds it.
+        model: called with a batch's inputs, it returns an output with `.loss`. A child of it without a trainable
+            parameter stays in evaluation mode and out of checkpoints: who makes the job again makes that child again.
+        train: epochs, batch size, learning rate and the like.
+        samples: how many there are, trained on and held out; unreadable ones are counted against it.
+        micro_batch: samples that a process computes at once; "auto" leaves it to trial steps.
+        skipped_share: share of the samples that may prove unreadable.
+        log_every: steps that a row of the log averages over.
+        compile: whether blocks of the model are compiled.
+    """
+
+    kind: str
+    model: nn.Module
+    train: Train
+    samples: int
+    micro_batch: int | Literal["auto"]
+    skipped_share: float = 0.1
+    log_every: int = 10
+    compile: bool = False
+
+    @abstractmethod
+    def batches(
+        self, workers: int = 0, world: World = SINGLE, *, prefetch: int = 2, pin_memory: bool = False
+    ) -> Batches:
+        """This process's share of all training batches."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What run.json says of this job beside what it says of all: what is needed to make it again, as JSON."""
+
+    def evaluators(
+        self, run: Run, *, device: torch.device, workers: int, world: World
+    ) -> Sequence[tuple[int, Evaluator]]:
+        """Pairs of (every so many steps, evaluator), for the run in this folder."""
+        return ()
+
+    def scalars(self) -> dict[str, float]:
+        """Further numbers for each training row."""
+        return {}
+
+    def describe(self, world: World) -> list[str]:
+        """A few lines that say what is about to be trained."""
+        return []
+
+    def parameter_groups(self, model: nn.Module, values: Train) -> list[dict[str, Any]]:
+        """The optimizer's groups for `model`, which is this job's or a sharded copy of it.
+
+        A group's "lr_scale" multiplies its learning rate, as timm's layer decay has it.
+        """
+        return parameter_groups(model, values)
+
+    # What `--micro-batch auto` and the choice of workers need; a job without them has fixed values.
+
+    def random_inputs(self, samples: int) -> dict[str, Tensor]:
+        """What the model is called with for so many samples, of the right shapes, on the CPU.
+
+        Raises:
+            ValueError: this kind of job has none.
+        """
+        raise ValueError(
+            f"--micro-batch auto: a job of kind {self.kind} makes no inputs for trial steps; give a number"
+        )
+
+    def micro_batches(self, world: World) -> list[int]:
+        """The sizes that a micro-batch can have, rising."""
+        return []
+
+    def with_micro_batch(self, samples: int, world: World) -> Self:
+        """The same job, computing so many samples at once."""
+        return self
+
+    def request(self) -> dict[str, Any]:
+        """JSON from which `mimkit.jobs` makes model and inputs again in another process, for trials on a CPU."""
+        return {}
+
+    def reading(self, world: World) -> Reading | None:
+        """What reading costs; None where it is not known or nothing can be read, which training will explain."""
+        return None

@@ -1,0 +1,116 @@
+"""What a run says and writes while it trains: rows of the log, images that were skipped, lines for people."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from mimkit.errors import TrainingStopped
+from mimkit.progress import Progress
+from mimkit.training.distributed import World
+from mimkit.training.optim import Train
+from mimkit.training.run_folder import Run
+from mimkit.training.state import State
+
+Row = dict[str, Any]
+
+NONFINITE_LIMIT = 10  # steps in a row without a finite loss or gradient, after which a run stops
+
+
+class Recorder:
+    """The log of a run. All processes call it alike; the main one writes and speaks.
+
+    Args:
+        run: where rows go.
+        state: knows the window of steps that no row has averaged yet, and what was skipped.
+        values: what is trained with.
+        progress: where lines go.
+        world: the processes.
+        sinks: called with each row, such as a TensorBoard writer.
+        steps_per_epoch: for the epoch of a row.
+        samples: how many there are.
+        skipped_share: share of them that may prove unreadable.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        state: State,
+        values: Train,
+        progress: Progress,
+        world: World,
+        *,
+        sinks: Iterable[Callable[[Row], None]],
+        steps_per_epoch: int,
+        samples: int,
+        skipped_share: float,
+    ) -> None:
+        self.run, self.state, self.values, self.progress, self.world = run, state, values, progress, world
+        self.sinks, self.steps_per_epoch = tuple(sinks), steps_per_epoch
+        self.samples, self.skipped_share = samples, skipped_share
+
+    def row(self, row: Row) -> None:
+        """Write one row."""
+        if self.world.is_main:
+            self.run.log(row)
+            for sink in self.sinks:
+                sink(row)
+
+    def end(self, steps: int) -> None:
+        """The run is done."""
+        self.row({"kind": "end", "step": steps})
+
+    def window(self, step: int, lr: float, scalars: Callable[[], dict[str, float]]) -> None:
+        """Average the steps since the last window into one row; say which were not finite.
+
+        Raises:
+            TrainingStopped: too many steps in a row were not.
+        """
+        means, nonfinite = self.state.flush_window()
+        for one in nonfinite:
+            at = step - one.ago
+            self.row({"kind": "nonfinite", "step": at, "loss": str(one.loss), "grad_norm": str(one.norm)})
+            self.progress.line(f"step {at}: loss {one.loss}, gradient norm {one.norm}: step skipped")
+            if one.in_a_row == NONFINITE_LIMIT:
+                raise TrainingStopped(
+                    f"no finite loss in {NONFINITE_LIMIT} steps in a row, up to step {at}; the last checkpoint is "
+                    f"kept. Try a lower --base-lr (now {self.values.base_lr:g}), --clip-grad 1, or --precision fp32"
+                )
+        row = {"kind": "train", "step": step, "epoch": step / self.steps_per_epoch, "lr": lr, **means}
+        self.row({**row, **scalars()})
+        speed = self.progress.speed(step, row)
+        if self.world.is_main:
+            self.run.log_speed(speed)
+
+    def evaluated(self, step: int, row: Row) -> None:
+        """Write an evaluator's row, and say its numbers beside those of the untrained model."""
+        self.row({**row, "step": step, "epoch": step / self.steps_per_epoch})
+        if self.world.is_main:
+            self.progress.line(f"step {step}: {compared_with_untrained(row, self.run)}")
+
+    def skipped(self, step: int, unreadable: Sequence[tuple[str, str]]) -> None:
+        """Count images that could not be read, (path, reason), each once.
+
+        Raises:
+            TrainingStopped: they are too many.
+        """
+        known = self.state.skipped
+        for path, reason in unreadable:
+            if path not in known:
+                known.add(path)
+                self.row({"kind": "skipped", "step": step, "path": path, "reason": reason})
+                self.progress.line(f"skipped {path}: {reason}")
+        if unreadable and len(known) > self.skipped_share * self.samples:
+            raise TrainingStopped(
+                f"{len(known)} of {self.samples} images could not be read, more than the "
+                f"--skipped-share {self.skipped_share:g} that is allowed; the last one: {unreadable[-1][0]}"
+            )
+
+
+def compared_with_untrained(row: Row, run: Run) -> str:
+    """An evaluator's numbers in one line, each with what the untrained model had."""
+    untrained = run.rows(row["kind"])[0]
+    numbers = [
+        f"{name} {value:.4g} (untrained {untrained[name]:.4g})" if name in untrained else f"{name} {value:.4g}"
+        for name, value in row.items()
+        if isinstance(value, float)
+    ]
+    return f"{row['kind']}: {', '.join(numbers)}"
