@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from mimkit.report.charts import Level, Series, color, line_chart, shade, smooth
+from mimkit.report.charts import ReferenceLine, Series, color, line_chart, shade, smooth
 from mimkit.report.formatting import count
 from mimkit.report.read import Points, RunData, number, points
 from mimkit.report.verdict import PROBES, chance, noise
@@ -35,15 +35,15 @@ def learning(run: RunData) -> list[Figure]:
     """The probes and the training loss."""
     probes = [key for key in PROBES if points(run.probes, key)]
     series = [_probe_series(run, key, PROBES[key].removesuffix(" probe"), color(i)) for i, key in enumerate(probes)]
-    levels = []
+    references = []
     for i, key in enumerate(probes):
         before = number((run.untrained or {}).get(key))
         if before is not None and run.probe:
-            levels.append(Level(label="untrained", value=before, color=color(i)))
+            references.append(ReferenceLine(label="untrained", value=before, color=color(i)))
     guess = chance(run.probes[-1]) if run.probes else None
     if guess is not None and probes:
-        levels.append(Level(label="chance", value=guess))
-    probe = line_chart(series, title="Probe accuracy by step", unit=" %", levels=levels, height=TALL)
+        references.append(ReferenceLine(label="chance", value=guess))
+    probe = line_chart(series, title="Probe accuracy by step", unit=" %", references=references, height=TALL)
     return _present(
         Figure(
             "Probe accuracy",
@@ -176,12 +176,14 @@ def overlays(runs: list[RunData], names: list[str], *, same_loss: bool) -> list[
             Series(label=name, points=found, color=color(i), dots=bool(key))
             for i, (name, found) in enumerate(zip(names, curves, strict=True))
         ]
-        levels = []
+        references = []
         for i, run in enumerate(runs):
             before = number((run.untrained or {}).get(key))
             if before is not None:
-                levels.append(Level(value=before, color=color(i)))
-        return Figure(title, caption, line_chart(series, title=f"{title} by {x}", x_name=x, unit=unit, levels=levels))
+                references.append(ReferenceLine(value=before, color=color(i)))
+        return Figure(
+            title, caption, line_chart(series, title=f"{title} by {x}", x_name=x, unit=unit, references=references)
+        )
 
     def probed(key: str) -> list[Points]:
         return [points(run.probes, key, x=x) for run in runs]
@@ -240,8 +242,10 @@ def _probe_measure(run: RunData, key: str, title: str, *, zero: bool) -> Markup:
     series = Series(
         label="trained" if run.probe else "untrained", points=points(run.probes, key), color=color(0), dots=True
     )
-    levels = [] if before is None or not run.probe else [Level(label="untrained", value=before, color=color(0))]
-    return line_chart([series], title=f"{title} by step", levels=levels, zero=zero)
+    references = (
+        [] if before is None or not run.probe else [ReferenceLine(label="untrained", value=before, color=color(0))]
+    )
+    return line_chart([series], title=f"{title} by step", references=references, zero=zero)
 
 
 def _with_mean(label: str, found: Points, css: str) -> list[Series]:

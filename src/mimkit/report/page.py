@@ -14,7 +14,7 @@ from mimkit.files import write_bytes
 from mimkit.report import charts, figures
 from mimkit.report.compare import Table, differences, median_speed, results, same_loss, show, unique_names
 from mimkit.report.formatting import count, percent, short
-from mimkit.report.read import Picture, RunData, last, number, read_run
+from mimkit.report.read import PictureFile, RunData, last, number, read_run
 from mimkit.report.verdict import PROBES, Verdict, compare, verdict
 
 MOST_FRAMES = 12  # pictures shown of a single run
@@ -41,7 +41,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Fact:
+class KeyNumber:
     """A number at the head of a run: what it is, its value, and what to compare it with."""
 
     name: str
@@ -58,7 +58,7 @@ class RunView:
     color: str
     subtitle: list[str]
     verdict: Verdict
-    facts: list[Fact]
+    key_numbers: list[KeyNumber]
     learning: list[figures.Figure]
     frames: list[Frame]
     health: list[figures.Figure]
@@ -133,7 +133,7 @@ def view(run: RunData, name: str, *, color: str, most_frames: int) -> RunView:
         color=color,
         subtitle=_subtitle(run),
         verdict=verdict(run),
-        facts=_facts(run),
+        key_numbers=_key_numbers(run),
         learning=figures.learning(run),
         frames=_frames(run.pictures, most_frames, problems),
         health=figures.health(run),
@@ -183,23 +183,25 @@ def _subtitle(run: RunData) -> list[str]:
     return [text for text in found if text]
 
 
-def _facts(run: RunData) -> list[Fact]:
-    facts = []
+def _key_numbers(run: RunData) -> list[KeyNumber]:
+    found = []
     now, before = run.probe or {}, run.untrained or {}
     measures = [(PROBES[key], key, percent) for key in PROBES]
     measures += [("Loss, held-out", "masked_loss", short), ("Effective rank", "effective_rank", short)]
     for name, key, form in measures:
         value, then = number(now.get(key)), number(before.get(key))
         if value is not None:
-            facts.append(Fact(name, form(value), "" if then is None else f"untrained {form(then)}"))
+            found.append(KeyNumber(name, form(value), "" if then is None else f"untrained {form(then)}"))
     loss = last(run.train, "loss")
     if loss is not None:
         first = next(y for record in run.train if (y := number(record.get("loss"))) is not None)
-        facts.append(Fact("Training loss", short(loss), f"at first {short(first)}"))
+        found.append(KeyNumber("Training loss", short(loss), f"at first {short(first)}"))
     speed, wait = median_speed(run), last(run.speed, "data_wait")
     if speed is not None:
-        facts.append(Fact("Images/s", short(speed), "" if wait is None else f"{100 * wait:.0f} % waiting for data"))
-    return facts
+        found.append(
+            KeyNumber("Images/s", short(speed), "" if wait is None else f"{100 * wait:.0f} % waiting for data")
+        )
+    return found
 
 
 def _pairs(head: str, section: dict[str, Any]) -> Table:
@@ -231,7 +233,7 @@ def _about(run: RunData) -> Table:
     return Table(["What", "Value"], rows)
 
 
-def _frames(pictures: list[Picture], most: int, problems: list[str]) -> list[Frame]:
+def _frames(pictures: list[PictureFile], most: int, problems: list[str]) -> list[Frame]:
     """The pictures to show, evenly spread with the first and the last; broken ones are named in `problems`."""
     if len(pictures) > most:
         chosen = sorted({round(k * (len(pictures) - 1) / (most - 1)) for k in range(most)})
@@ -246,7 +248,7 @@ def _frames(pictures: list[Picture], most: int, problems: list[str]) -> list[Fra
     return frames
 
 
-def _frame(picture: Picture) -> Frame | None:
+def _frame(picture: PictureFile) -> Frame | None:
     try:
         data = picture.path.read_bytes()
         if not data.startswith(PNG_START) or PNG_END not in data[-16:]:

@@ -15,7 +15,7 @@ Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Picture:
+class PictureFile:
     """One picture of reconstructions, as it stands on the disk."""
 
     step: int
@@ -47,7 +47,7 @@ class RunData:
     nonfinite: list[Record]
     speed: list[Record]
     ended: int | None
-    pictures: list[Picture]
+    pictures: list[PictureFile]
     columns: list[str]
     note: str
     problems: list[str]
@@ -202,10 +202,10 @@ def _last_of_each_step(records: list[Record]) -> list[Record]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def _pictures(folder: Path) -> list[Picture]:
+def _pictures(folder: Path) -> list[PictureFile]:
     found = []
     for path in folder.glob("step-*.png"):
         digits = path.stem.removeprefix("step-")
         if digits.isascii() and digits.isdigit():
-            found.append(Picture(int(digits), path))
+            found.append(PictureFile(int(digits), path))
     return sorted(found, key=lambda picture: picture.step)
