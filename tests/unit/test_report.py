@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from mimkit.report import read_run, write_report
-from mimkit.report.charts import Level, Series, line_chart, smooth, thin
+from mimkit.report.charts import ReferenceLine, Series, line_chart, smooth, thin
 from mimkit.report.compare import differences, unique_names
-from mimkit.report.formatting import log_ticks, short, tick_labels, ticks
+from mimkit.report.formatting import call_text, log_ticks, short, show, tick_labels, ticks
+from mimkit.report.kinds import MOST_CHARTS
 from mimkit.report.read import points
 from mimkit.report.verdict import compare, noise, verdict
 
@@ -109,6 +110,32 @@ def write_run(
         for k in range(pictures):
             Image.fromarray(np.full((8, 16, 3), 5 * k, dtype=np.uint8)).save(sheets / f"step-{k * 10:08d}.png")
     return folder
+
+
+def segment(step: int, miou: object, **more: object) -> dict[str, object]:
+    return {"kind": "segment", "step": step, "epoch": step / 10, "mIoU": miou, "classes": 21, **more}
+
+
+def write_segmentation(folder: Path, rows: list[dict[str, object]], upto: int = 100, **info: object) -> Path:
+    """A run of another kind than pre-training: no recipe, no probes, no pictures."""
+    parts = {"encoder": {"name": "VisibleViT", "values": {"width": 192}}}
+    changed = {"format": 2, "kind": "segment", "recipe": None, "parts": parts, **info}
+    return write_run(folder, probes=[], more=rows, pictures=0, upto=upto, **changed)
+
+
+def chart_of(page: Page, title: str) -> list[tuple[str, dict[str, str | None]]]:
+    """The tags of one chart, from the element that bears its title to the next caption."""
+    start = next(i for i, (_, attrs) in enumerate(page.tags) if attrs.get("aria-label") == title)
+    end = next(i for i in range(start, len(page.tags)) if page.tags[i][0] == "figcaption")
+    return page.tags[start:end]
+
+
+def labels_of(page: Page) -> list[str]:
+    return [attrs["aria-label"] or "" for tag, attrs in page.tags if tag == "svg" and "aria-label" in attrs]
+
+
+def path_of(tags: list[tuple[str, dict[str, str | None]]], css: str) -> str | None:
+    return next((attrs["d"] for tag, attrs in tags if tag == "path" and attrs.get("class") == css), None)
 
 
 def page_of(tmp_path: Path, *folders: Path) -> Page:
@@ -369,6 +396,192 @@ def test_no_value_in_a_log_breaks_a_page(tmp_path: Path) -> None:
         page_of(tmp_path, runs[0])
 
 
+def test_an_unknown_kind_becomes_curves_of_its_numbers(tmp_path: Path) -> None:
+    rows = [segment(100, 30.0), segment(50, 99.0), segment(0, 10.0), segment(50, 20.0, late=0.5)]
+    run = read_run(write_segmentation(tmp_path / "run", rows))
+    assert [row["mIoU"] for row in run.rows["segment"]] == [10.0, 20.0, 30.0]  # by step; of step 50 the later line
+    page = page_of(tmp_path, run.folder)
+    chart = chart_of(page, "segment: mIoU by step")
+    at = [10, 20, 30]  # with margins of 6 % of 20 above and below, on 190 pixels
+    heights = [190 * (1 - (value - 8.8) / 22.4) for value in at]
+    curve = path_of(chart, "curve c0")
+    assert curve == f"M0.0 {heights[0]:.1f}L500.0 {heights[1]:.1f}L1000.0 {heights[2]:.1f}"
+    assert path_of(chart, "reference c0") == f"M0 {heights[0]:.1f}H1000"
+    assert "trained 30.0 untrained 10.0" in page.text
+    assert "10.0 before training, 30.0 at step 100." in page.text
+    assert "step 50 mIoU" not in page.text
+    assert "step 50\ntrained: 20.0" in page.words
+    assert labels_of(page).count("segment: late by step") == 1
+    assert not [label for label in labels_of(page) if "epoch" in label]
+    late = chart_of(page, "segment: late by step")
+    assert path_of(late, "reference c0") is None
+    assert "0.500 at step 50." in page.text
+
+
+def test_every_kind_of_row_is_read_and_counts_as_a_step(tmp_path: Path) -> None:
+    odd = [{"kind": kind, "step": 900, "x": 1} for kind in (None, ["segment"], 3, "", {})]
+    more = [{"kind": "skipped", "step": 7, "path": "b"}, {"kind": "skipped", "step": 2, "path": "a"}]
+    more += [{"kind": "skipped", "step": 7, "path": "c"}, {"kind": "mine", "step": 250, "x": 1.0}]
+    run = read_run(write_run(tmp_path / "run", more=[*odd, *more]))
+    assert set(run.rows) == {"train", "probe", "skipped", "mine", "end"}
+    assert [row["path"] for row in run.skipped] == ["a", "b", "c"]
+    assert run.train is run.rows["train"]
+    assert run.probes is run.rows["probe"]
+    assert (run.ended, run.nonfinite) == (100, [])
+    assert run.step == 250
+    assert "mine: x by step" in labels_of(page_of(tmp_path, run.folder))
+
+
+def test_many_numbers_of_a_kind_are_cut_off_and_counted(tmp_path: Path) -> None:
+    many = {f"iou/{k}": k + 0.5 for k in range(MOST_CHARTS + 5)}
+    page = page_of(tmp_path, write_segmentation(tmp_path / "run", [segment(0, 1.0), segment(100, 2.0, **many)]))
+    labels = [label for label in labels_of(page) if label.startswith("segment: ")]
+    assert len(labels) == MOST_CHARTS
+    assert labels[0] == "segment: mIoU by step"
+    assert "segment: classes by step" not in labels  # it never changes, so it comes last
+    assert "7 more numbers are not shown; all are in log.jsonl." in page.text
+    few = page_of(tmp_path, write_segmentation(tmp_path / "few", [segment(100, 2.0)]))
+    assert "not shown" not in few.text
+
+
+def test_odd_rows_of_an_unknown_kind_do_not_break_a_page(tmp_path: Path) -> None:
+    evil = "<script>alert('x')</script>"
+    values = [math.nan, math.inf, -math.inf, 1e308, -1e30, 1e30, 10**400, 5e-324, "high", "", None, True, [1], {"a": 1}]
+    rows = [segment(step, value, **{evil: value, f"only {step}": value}) for step, value in enumerate(values)]
+    rows += [{"kind": evil, "step": step, "x" * 5000: value, "": value} for step, value in enumerate(values)]
+    rows += [{"kind": "empty", "step": 1, "text": "a", "nan": math.nan}, {"kind": "one", "step": 0, "x": 0}]
+    first = write_segmentation(tmp_path / "first", rows)
+    page = page_of(tmp_path, first)
+    assert page.count("script") == 1
+    assert not [label for label in labels_of(page) if label.startswith("empty") or "nan by" in label]
+    assert {"segment: mIoU by step", f"segment: {evil} by step", "one: x by step"} <= set(labels_of(page))
+    assert [label for label in labels_of(page) if "only" in label] == [f"segment: only {k} by step" for k in (4, 5, 7)]
+    drawn = "".join(attrs.get("d") or "" for _, attrs in page.tags)
+    assert "nan" not in drawn
+    assert "inf" not in drawn
+    second = write_segmentation(tmp_path / "second", list(reversed(rows)), steps_per_epoch=7)
+    assert page_of(tmp_path, first, second).count("script") == 1
+
+
+def test_a_run_of_another_kind_speaks_of_itself_only(tmp_path: Path) -> None:
+    rows = [segment(0, 1.6, accuracy=5.7), segment(100, 20.5, accuracy=62.6)]
+    run = write_segmentation(tmp_path / "run", rows, recipe="mae")
+    found = verdict(read_run(run))
+    assert found.headline == "segment at step 100: mIoU 20.5 (untrained 1.60), accuracy 62.6 (untrained 5.70)"
+    assert found.tone == "open"
+    assert found.details == [
+        "These are the job's own numbers: which way is better and how much they vary is not known here."
+    ]
+    page = page_of(tmp_path, run)
+    assert "segment · mae · 100 steps" in page.text
+    for word in ("probe", "Probe", "hidden parts", "reconstruct", "Fusion", "encoder has learned", "the method"):
+        assert word not in page.text
+    for word in ("Training loss", "Learning rate", "Also logged while training", "segment: mIoU 20.5 untrained 1.60"):
+        assert word in page.text
+
+    early = verdict(read_run(write_segmentation(tmp_path / "early", rows[:1], upto=20)))
+    assert early.headline == (
+        "Nothing measured after training began yet; training loss 0.100 at step 20, from 0.200 at step 10"
+    )
+    assert early.details[0] == "Before training: mIoU 1.60, accuracy 5.70."
+    late = verdict(read_run(write_segmentation(tmp_path / "late", rows[1:], upto=40)))
+    assert late.headline == "So far: segment at step 100: mIoU 20.5, accuracy 62.6"
+    assert "Nothing was measured before training, so what training changed is unknown." in late.details
+    bare = verdict(read_run(write_segmentation(tmp_path / "bare", [], upto=0)))
+    assert bare.headline == "Nothing trained yet"
+    stuck = verdict(read_run(write_segmentation(tmp_path / "stuck", [segment(0, 4.8), segment(100, 4.8)])))
+    assert stuck.headline == "segment at step 100: mIoU 4.80 (untrained 4.80)"
+    other = write_segmentation(tmp_path / "other", [{**row, "kind": "voc"} for row in rows])
+    assert verdict(read_run(other)).headline.startswith("voc at step 100: mIoU 20.5")
+
+
+def test_a_run_without_a_kind_is_a_pre_training(tmp_path: Path) -> None:
+    old, new = write_run(tmp_path / "old"), write_run(tmp_path / "new", kind="pretrain", format=2)
+    assert read_run(old).pretraining
+    assert "pretrain · mae · 100 steps" in page_of(tmp_path, old).text
+    rows = differences([read_run(old), read_run(new)], ["old", "new"]).rows
+    assert [row[0] for row in rows] == ["out"]
+    with_own_rows = write_run(tmp_path / "own", more=[segment(100, 3.0)])
+    assert verdict(read_run(with_own_rows)).headline.startswith("Linear probe 45.2 %")
+    assert "segment: mIoU by step" in labels_of(page_of(tmp_path, with_own_rows))
+
+
+def test_unknown_kinds_that_runs_share_are_overlaid(tmp_path: Path) -> None:
+    first = write_segmentation(tmp_path / "first", [segment(0, 2.0), segment(100, 20.0, mine=1.0)])
+    second = write_segmentation(tmp_path / "second", [segment(0, 4.0), segment(100, 30.0)])
+    page = page_of(tmp_path, first, second)
+    assert "segment, mIoU: first 20.0, second 30.0" in page.text
+    assert "neither" not in page.text
+    assert "leads" not in page.text
+    chart = chart_of(page, "segment: mIoU by step")  # the first with this title, before those of each run
+    assert path_of(chart, "curve c0") != path_of(chart, "curve c1") is not None
+    assert path_of(chart, "reference c0") != path_of(chart, "reference c1") is not None
+    assert "step 100\nfirst: 20.0\nsecond: 30.0" in page.words
+    assert labels_of(page).count("segment: mIoU by step") == 3
+    assert labels_of(page).count("segment: mine by step") == 1  # one run alone has it
+    assert "20.0 (untrained 2.00)" in page.text
+    assert "Probes: accuracy" not in page.text
+
+    by_epoch = write_segmentation(tmp_path / "third", [segment(100, 30.0)], steps_per_epoch=20)
+    assert "segment: mIoU by epoch" in labels_of(page_of(tmp_path, first, by_epoch))
+    pretrained = write_run(tmp_path / "pretrained", parts=read_run(first).info["parts"])
+    both = page_of(tmp_path, first, pretrained)
+    assert "2 runs, fewer than two of them with numbers to compare" in both.text
+    assert "compare the shapes" in both.text
+    assert ["kind", "segment", "pretrain"] in differences([read_run(first), read_run(pretrained)], ["a", "b"]).rows
+
+
+def test_parts_are_written_as_python_writes_them() -> None:
+    mask = {"name": "RandomMask", "values": {"ratio": 0.75, "cell": None}}
+    assert call_text(mask) == "RandomMask(ratio=0.75, cell=None)"
+    nested = {
+        "name": "Both",
+        "values": {"first": mask, "on": True, "how": "it's", "blocks": [3, 6], "one": [1], "no": []},
+    }
+    assert call_text(nested) == (
+        'Both(first=RandomMask(ratio=0.75, cell=None), on=True, how="it\'s", blocks=(3, 6), one=(1,), no=())'
+    )
+    assert call_text({"name": "Pixels", "values": {}}) == "Pixels()"
+    assert call_text({"name": "squared"}) == "squared"
+    assert show([mask, {"name": "Pixels", "values": {}}]) == "RandomMask(ratio=0.75, cell=None), Pixels()"
+    assert [show(value) for value in ("as it is", None, [1, "a"], {"name": 3}, {"name": "a", "size": 2})] == (
+        ["as it is", "none", '[1, "a"]', '{"name": 3}', '{"name": "a", "size": 2}']
+    )
+    deep: object = 1
+    for _ in range(400):
+        deep = {"name": "A", "values": {"x": [deep]}}
+    assert call_text(deep).startswith("A(x=(A(x=(")
+    assert "…" in show(deep)
+
+
+def test_both_forms_of_parts_read_the_same(tmp_path: Path) -> None:
+    old = {"mask": "RandomMask(ratio=0.75, cell=None)", "decoder": "A(x=1), B()", "downstream": "the encoder"}
+    new = {
+        "mask": {"name": "RandomMask", "values": {"ratio": 0.75, "cell": None}},
+        "decoder": [{"name": "A", "values": {"x": 1}}, {"name": "B", "values": {}}],
+        "downstream": "the encoder",
+    }
+    train = {"name": "Train", "values": {"epochs": 10, "milestones": []}}
+    first = write_run(tmp_path / "first", parts=old, training="Train(epochs=10, milestones=())", settings={"out": "x"})
+    second = write_run(tmp_path / "second", parts=new, training=train, settings={"out": "x"})
+    for run in (first, second):
+        page = page_of(tmp_path, run)
+        for word in (
+            "RandomMask(ratio=0.75, cell=None)",
+            "A(x=1), B()",
+            "the encoder",
+            "Train(epochs=10, milestones=())",
+        ):
+            assert word in page.text
+        assert "values" not in page.text
+    assert differences([read_run(first), read_run(second)], ["first", "second"]).rows == []
+    new["mask"] = {"name": "RandomMask", "values": {"ratio": 0.6, "cell": None}}
+    third = write_run(tmp_path / "third", parts=new, training=train, settings={"out": "x"})
+    assert differences([read_run(first), read_run(third)], ["first", "third"]).rows == [
+        ["part: mask", "RandomMask(ratio=0.75, cell=None)", "RandomMask(ratio=0.6, cell=None)"]
+    ]
+
+
 def test_file_names_that_are_no_text_are_written(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", more=[{"kind": "skipped", "step": 1, "path": "\udcff.jpg", "reason": "?"}])
     assert "\\udcff.jpg" in page_of(tmp_path, run).text
@@ -476,12 +689,14 @@ def test_noise_is_two_standard_errors() -> None:
 
 def test_chart_places_points_where_they_belong() -> None:
     series = Series(label="a<b", points=[(0, 0.0), (50, math.nan), (100, 10.0)], color="c0")
-    chart = line_chart([series], title="T", zero=True, levels=[Level(label="five", value=5.0)], height=106)
+    chart = line_chart([series], title="T", zero=True, references=[ReferenceLine(label="five", value=5.0)], height=106)
     page = Page(str(chart))
     curve = next(a["d"] for tag, a in page.tags if tag == "path" and a["class"] == "curve c0" and a["d"] != "M1 5H19")
     assert curve == "M0.0 106.0M1000.0 6.0"  # a gap, 0 at the bottom, 10 below a margin of 6 %
-    level = next(a["d"] for tag, a in page.tags if tag == "path" and a["class"] == "level ink" and a["d"] != "M1 5H19")
-    assert level == "M0 56.0H1000"
+    reference = next(
+        a["d"] for tag, a in page.tags if tag == "path" and a["class"] == "reference ink" and a["d"] != "M1 5H19"
+    )
+    assert reference == "M0 56.0H1000"
     assert "a<b: 10.0" in page.text
     assert line_chart([Series(label="x", points=[(0, math.nan)], color="c0")], title="T") == ""
 

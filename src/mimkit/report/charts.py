@@ -44,7 +44,7 @@ class Series:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Level:
+class ReferenceLine:
     """A dashed line across the chart to compare with; without a label it stays out of the legend."""
 
     value: float
@@ -83,7 +83,7 @@ def line_chart(
     title: str,
     x_name: str = "step",
     unit: str = "",
-    levels: Sequence[Level] = (),
+    references: Sequence[ReferenceLine] = (),
     marks: Sequence[tuple[float, str]] = (),
     log: bool = False,
     zero: bool = False,
@@ -96,7 +96,7 @@ def line_chart(
         title: what a screen reader says.
         x_name: what stands along the horizontal axis.
         unit: written behind each value, such as " %".
-        levels: dashed lines to compare with.
+        references: dashed lines to compare with.
         marks: (x, what happened there), shown as vertical lines.
         log: a logarithmic vertical axis, if all values are positive.
         zero: the vertical axis begins at 0.
@@ -111,7 +111,7 @@ def line_chart(
     xs = sorted({x for one in series for x, _ in one.points} | {x for x, _ in marks})
     ys = [y for one in series for _, y in one.points if math.isfinite(y)]
     log = log and min(ys) > 0 and not zero
-    ys += [level.value for level in levels if not log or level.value > 0]
+    ys += [reference.value for reference in references if not log or reference.value > 0]
     ys += [y for one in series for _, low, high in one.spread for y in (low, high) if not log or y > 0]
     across = _horizontal(xs[0], xs[-1])
     down = _vertical(min(ys), max(ys), height, log=log, zero=zero)
@@ -126,14 +126,14 @@ def line_chart(
         *(_mark(across.place(x), what, height) for x, what in marks),
         f'<svg width="100%" height="{height}" viewBox="0 0 1000 {height}" preserveAspectRatio="none">',
         *(_band(one, across, down) for one in series if one.spread),
-        *(_level(level, down) for level in levels if not log or level.value > 0),
+        *(_reference(reference, down) for reference in references if not log or reference.value > 0),
         *(_curve(one, across, down) for one in sorted(series, key=lambda one: not one.faint)),
         "</svg>",
         *(_dots(one, across, down) for one in series if one.dots or _alone(one)),
         *_stops(series, across, down, x_name, unit),
     ]
     return Markup(
-        f'{_legend(series, levels, unit)}<div class="plot" style="padding-left:{room:.0f}px">'
+        f'{_legend(series, references, unit)}<div class="plot" style="padding-left:{room:.0f}px">'
         f'<svg width="100%" height="{height}" role="img" aria-label="{escape(title)}">{"".join(body)}</svg></div>'
     )
 
@@ -219,9 +219,9 @@ def _band(one: Series, across: _Axis, down: _Axis) -> str:
     return f'<polygon class="band {one.color}" points="{" ".join(edge)}"/>'
 
 
-def _level(level: Level, down: _Axis) -> str:
-    y = f"{_y(down, level.value):.1f}"
-    return f'<path class="level {level.color}" d="M0 {y}H1000"/>'
+def _reference(reference: ReferenceLine, down: _Axis) -> str:
+    y = f"{_y(down, reference.value):.1f}"
+    return f'<path class="reference {reference.color}" d="M0 {y}H1000"/>'
 
 
 def _curve(one: Series, across: _Axis, down: _Axis) -> str:
@@ -280,22 +280,30 @@ def _nearest(found: Points, x: float) -> tuple[float, float] | None:
     return min(around, key=lambda point: abs(point[0] - x), default=None)
 
 
-def _legend(series: Sequence[Series], levels: Sequence[Level], unit: str) -> str:
-    if len(series) == 1 and not levels:
+def _legend(series: Sequence[Series], references: Sequence[ReferenceLine], unit: str) -> str:
+    if len(series) == 1 and not references:
         return ""
     items = []
     for one in series:
         final = next(y for _, y in reversed(one.points) if math.isfinite(y))
         value = "" if one.faint else _value(final, unit)
         items.append(f"<li>{_key('curve', one.color, faint=one.faint)}{escape(one.label)}{value}</li>")
-        items += [_level_item(level, unit) for level in levels if level.label and level.color == one.color]
+        items += [
+            _reference_item(reference, unit)
+            for reference in references
+            if reference.label and reference.color == one.color
+        ]
     colors = {one.color for one in series}
-    items += [_level_item(level, unit) for level in levels if level.label and level.color not in colors]
+    items += [
+        _reference_item(reference, unit)
+        for reference in references
+        if reference.label and reference.color not in colors
+    ]
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def _level_item(level: Level, unit: str) -> str:
-    return f"<li>{_key('level', level.color)}{escape(level.label)}{_value(level.value, unit)}</li>"
+def _reference_item(reference: ReferenceLine, unit: str) -> str:
+    return f"<li>{_key('reference', reference.color)}{escape(reference.label)}{_value(reference.value, unit)}</li>"
 
 
 def _value(value: float, unit: str) -> str:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from mimkit.report.charts import Level, Series, color, line_chart, shade, smooth
+from mimkit.report.charts import ReferenceLine, Series, color, line_chart, shade, smooth
 from mimkit.report.formatting import count
-from mimkit.report.read import Points, RunData, number, points
+from mimkit.report.read import Points, Record, RunData, number, points
 from mimkit.report.verdict import PROBES, chance, noise
 
 TALL = 240  # pixels, of the charts that matter most
@@ -35,15 +35,15 @@ def learning(run: RunData) -> list[Figure]:
     """The probes and the training loss."""
     probes = [key for key in PROBES if points(run.probes, key)]
     series = [_probe_series(run, key, PROBES[key].removesuffix(" probe"), color(i)) for i, key in enumerate(probes)]
-    levels = []
+    references = []
     for i, key in enumerate(probes):
         before = number((run.untrained or {}).get(key))
         if before is not None and run.probe:
-            levels.append(Level(label="untrained", value=before, color=color(i)))
+            references.append(ReferenceLine(label="untrained", value=before, color=color(i)))
     guess = chance(run.probes[-1]) if run.probes else None
     if guess is not None and probes:
-        levels.append(Level(label="chance", value=guess))
-    probe = line_chart(series, title="Probe accuracy by step", unit=" %", levels=levels, height=TALL)
+        references.append(ReferenceLine(label="chance", value=guess))
+    probe = line_chart(series, title="Probe accuracy by step", unit=" %", references=references, height=TALL)
     return _present(
         Figure(
             "Probe accuracy",
@@ -87,7 +87,7 @@ def health(run: RunData) -> list[Figure]:
 
 
 def groups(run: RunData) -> list[Figure]:
-    """What the method itself logs: keys that share what stands before a slash make one chart."""
+    """What the method or job itself logs while it trains: keys that share what stands before a slash make one chart."""
     families: dict[str, list[str]] = {}
     for record in run.train:
         for key, value in record.items():
@@ -103,8 +103,16 @@ def groups(run: RunData) -> list[Figure]:
             Series(label=label, points=points(run.train, key), color=shade(i, len(keys)) if ordered else color(i))
             for i, (key, label) in enumerate(zip(keys, labels, strict=True))
         ]
-        title, caption = GROUPS.get(family, (family, "Logged by the method during training."))
-        figures.append(Figure(title, caption, line_chart(series, title=f"{title} by step", zero=family == "fusion")))
+        title, caption = family, f"Logged by the {'method' if run.pretraining else 'job'} during training."
+        if run.pretraining:
+            title, caption = GROUPS.get(family, (title, caption))
+        figures.append(
+            Figure(
+                title,
+                caption,
+                line_chart(series, title=f"{title} by step", zero=run.pretraining and family == "fusion"),
+            )
+        )
     return _present(*figures)
 
 
@@ -159,6 +167,12 @@ def speed(run: RunData) -> list[Figure]:
     )
 
 
+def common_axis(runs: list[RunData], records: list[Record]) -> str:
+    """What runs are laid over each other by: "epoch" if their epochs differ in steps and all records say it."""
+    steps_differ = len({str(run.info.get("steps_per_epoch")) for run in runs if "steps_per_epoch" in run.info}) > 1
+    return "epoch" if steps_differ and all(number(record.get("epoch")) is not None for record in records) else "step"
+
+
 def overlays(runs: list[RunData], names: list[str], *, same_loss: bool) -> list[Figure]:
     """The curves of several runs in one chart each, by epoch where a step of one is not a step of another.
 
@@ -166,22 +180,22 @@ def overlays(runs: list[RunData], names: list[str], *, same_loss: bool) -> list[
         runs, names: the runs and how they are called.
         same_loss: their losses measure the same thing.
     """
-    logged = [record for run in runs for record in (*run.train, *run.probes)]
-    steps_differ = len({str(run.info.get("steps_per_epoch")) for run in runs if "steps_per_epoch" in run.info}) > 1
-    x = "epoch" if steps_differ and all(number(record.get("epoch")) is not None for record in logged) else "step"
-    warning = "" if same_loss else " Targets or distances differ, so compare the shapes, not the heights."
+    x = common_axis(runs, [record for run in runs for record in (*run.train, *run.probes)])
+    warning = "" if same_loss else " Jobs, targets or distances differ, so compare the shapes, not the heights."
 
     def figure(title: str, caption: str, curves: list[Points], *, unit: str = "", key: str = "") -> Figure:
         series = [
             Series(label=name, points=found, color=color(i), dots=bool(key))
             for i, (name, found) in enumerate(zip(names, curves, strict=True))
         ]
-        levels = []
+        references = []
         for i, run in enumerate(runs):
             before = number((run.untrained or {}).get(key))
             if before is not None:
-                levels.append(Level(value=before, color=color(i)))
-        return Figure(title, caption, line_chart(series, title=f"{title} by {x}", x_name=x, unit=unit, levels=levels))
+                references.append(ReferenceLine(value=before, color=color(i)))
+        return Figure(
+            title, caption, line_chart(series, title=f"{title} by {x}", x_name=x, unit=unit, references=references)
+        )
 
     def probed(key: str) -> list[Points]:
         return [points(run.probes, key, x=x) for run in runs]
@@ -214,7 +228,9 @@ def _loss(run: RunData) -> Figure:
     losses = points(run.train, "loss")
     log = _wide(losses)
     marks = [(record["step"], f"step {count(record['step'])}: not finite") for record in run.nonfinite[:50]]
-    caption = "The distance between prediction and target on the hidden parts of training images; lower is better."
+    caption = "The loss on training images, which training lowers; lower is better."
+    if run.pretraining:
+        caption = "The distance between prediction and target on the hidden parts of training images; lower is better."
     if log:
         caption += " The vertical scale is logarithmic."
     if marks:
@@ -240,8 +256,10 @@ def _probe_measure(run: RunData, key: str, title: str, *, zero: bool) -> Markup:
     series = Series(
         label="trained" if run.probe else "untrained", points=points(run.probes, key), color=color(0), dots=True
     )
-    levels = [] if before is None or not run.probe else [Level(label="untrained", value=before, color=color(0))]
-    return line_chart([series], title=f"{title} by step", levels=levels, zero=zero)
+    references = (
+        [] if before is None or not run.probe else [ReferenceLine(label="untrained", value=before, color=color(0))]
+    )
+    return line_chart([series], title=f"{title} by step", references=references, zero=zero)
 
 
 def _with_mean(label: str, found: Points, css: str) -> list[Series]:

@@ -1,6 +1,9 @@
-"""Numbers as a reader wants them: short, with thousands apart and as many digits as they mean."""
+"""Values as a reader wants them: numbers short, with as many digits as they mean; parts as Python writes them."""
 
+import json
 import math
+
+DEEPEST = 12  # parts within parts, or lists within lists, that are written out
 
 
 def count(value: float) -> str:
@@ -30,6 +33,53 @@ def signed(value: float) -> str:
     """A difference: +6.3 or −3.1."""
     rounded = f"{abs(value):.1f}"
     return rounded if rounded == "0.0" else f"{'+' if value > 0 else '−'}{rounded}"
+
+
+def show(value: object) -> str:
+    """A value of `run.json` as a text: a plain text as it is, parts as calls, anything else as JSON."""
+    if value is None:
+        return "none"
+    if isinstance(value, str):
+        return value
+    if is_part(value):
+        return call_text(value)
+    if isinstance(value, list) and any(map(is_part, value)):
+        return ", ".join(map(call_text, value))
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError:
+        return "…"
+
+
+def is_part(value: object) -> bool:
+    """Whether a value of `run.json` is a part: `{"name": "RandomMask", "values": {"ratio": 0.75}}`."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("name"), str)
+        and value.keys() <= {"name", "values"}
+        and isinstance(value.get("values"), dict | None)
+    )
+
+
+def call_text(value: object, depth: int = 0) -> str:
+    """A part as it would be written in Python: `RandomMask(ratio=0.75, cell=None)`.
+
+    A part without `values` is its bare name. Lists are written as tuples, because JSON knows no tuples and a part's
+    values are tuples.
+    """
+    if depth > DEEPEST:
+        return "…"
+    if isinstance(value, dict) and is_part(value):
+        values = value.get("values")
+        if values is None:
+            return str(value["name"])
+        return f"{value['name']}({', '.join(f'{key}={call_text(one, depth + 1)}' for key, one in values.items())})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {call_text(one, depth + 1)}" for key, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        inside = ", ".join(call_text(one, depth + 1) for one in value)
+        return f"({inside},)" if len(value) == 1 else f"({inside})"
+    return repr(value)
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:

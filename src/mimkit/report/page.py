@@ -11,14 +11,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from mimkit.files import write_bytes
-from mimkit.report import charts, figures
-from mimkit.report.compare import Table, differences, median_speed, results, same_loss, show, unique_names
-from mimkit.report.formatting import count, percent, short
-from mimkit.report.read import Picture, RunData, last, number, read_run
+from mimkit.report import charts, figures, kinds
+from mimkit.report.compare import Table, differences, median_speed, results, same_loss, unique_names
+from mimkit.report.formatting import count, percent, short, show
+from mimkit.report.read import PictureFile, RunData, before_training, last, number, read_run
+from mimkit.report.rows import job_rows, last_measured, measured, telling
 from mimkit.report.verdict import PROBES, Verdict, compare, verdict
 
 MOST_FRAMES = 12  # pictures shown of a single run
 MOST_SKIPPED = 50  # skipped images listed
+MOST_OWN_NUMBERS = 4  # of a job's own rows, at the head of a run
 TALLEST = 860  # pixels that a picture takes on the page, unless it would become narrow
 LARGEST_PNG = 600_000  # bytes; a larger picture is embedded as a JPEG
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
@@ -41,7 +43,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Fact:
+class KeyNumber:
     """A number at the head of a run: what it is, its value, and what to compare it with."""
 
     name: str
@@ -58,9 +60,10 @@ class RunView:
     color: str
     subtitle: list[str]
     verdict: Verdict
-    facts: list[Fact]
+    key_numbers: list[KeyNumber]
     learning: list[figures.Figure]
     frames: list[Frame]
+    kinds: list[kinds.KindSection]
     health: list[figures.Figure]
     groups: list[figures.Figure]
     optimisation: list[figures.Figure]
@@ -111,6 +114,8 @@ def render(runs: list[RunData]) -> str:
             "results": results(runs, names),
             "differences": differences(runs, names),
             "figures": figures.overlays(runs, names, same_loss=same_loss(runs)),
+            "kinds": kinds.overlaid_sections(runs, names),
+            "probed": any(run.probe for run in runs),
         }
     environment = Environment(
         loader=PackageLoader("mimkit.report"),
@@ -133,9 +138,10 @@ def view(run: RunData, name: str, *, color: str, most_frames: int) -> RunView:
         color=color,
         subtitle=_subtitle(run),
         verdict=verdict(run),
-        facts=_facts(run),
+        key_numbers=_key_numbers(run),
         learning=figures.learning(run),
         frames=_frames(run.pictures, most_frames, problems),
+        kinds=kinds.sections(run),
         health=figures.health(run),
         groups=figures.groups(run),
         optimisation=figures.optimisation(run),
@@ -161,7 +167,7 @@ def view(run: RunData, name: str, *, color: str, most_frames: int) -> RunView:
             ],
         ),
         settings=_pairs("Setting", run.section("settings")),
-        parts=_pairs("Part", run.section("parts")),
+        parts=_parts(run),
         about=_about(run),
         problems=problems,
     )
@@ -175,6 +181,7 @@ def _subtitle(run: RunData) -> list[str]:
         else (f"step {count(run.step)} of {count(run.planned)}")
     )
     found = [
+        run.kind if run.info else "",
         run.recipe,
         steps,
         "" if images is None else f"{count(images)} images",
@@ -183,27 +190,53 @@ def _subtitle(run: RunData) -> list[str]:
     return [text for text in found if text]
 
 
-def _facts(run: RunData) -> list[Fact]:
-    facts = []
+def _key_numbers(run: RunData) -> list[KeyNumber]:
+    """The last of what the job's own rows, the probes, the training loss and the speed say."""
+    own, probed = _own_numbers(run), _probed_numbers(run)
+    found = probed + own if run.pretraining else own + probed
+    loss = last(run.train, "loss")
+    if loss is not None:
+        first = next(y for record in run.train if (y := number(record.get("loss"))) is not None)
+        found.append(KeyNumber("Training loss", short(loss), f"at first {short(first)}"))
+    speed, wait = median_speed(run), last(run.speed, "data_wait")
+    if speed is not None:
+        found.append(
+            KeyNumber("Images/s", short(speed), "" if wait is None else f"{100 * wait:.0f} % waiting for data")
+        )
+    return found
+
+
+def _own_numbers(run: RunData) -> list[KeyNumber]:
+    kind, records = job_rows(run) or ("", [])
+    now, before = measured(last_measured(records) or {}), measured(before_training(records) or {})
+    return [
+        KeyNumber(f"{kind}: {key}", short(now[key]), f"untrained {short(before[key])}" if key in before else "")
+        for key in [key for key in telling(records) if key in now][:MOST_OWN_NUMBERS]
+    ]
+
+
+def _probed_numbers(run: RunData) -> list[KeyNumber]:
+    found = []
     now, before = run.probe or {}, run.untrained or {}
     measures = [(PROBES[key], key, percent) for key in PROBES]
     measures += [("Loss, held-out", "masked_loss", short), ("Effective rank", "effective_rank", short)]
     for name, key, form in measures:
         value, then = number(now.get(key)), number(before.get(key))
         if value is not None:
-            facts.append(Fact(name, form(value), "" if then is None else f"untrained {form(then)}"))
-    loss = last(run.train, "loss")
-    if loss is not None:
-        first = next(y for record in run.train if (y := number(record.get("loss"))) is not None)
-        facts.append(Fact("Training loss", short(loss), f"at first {short(first)}"))
-    speed, wait = median_speed(run), last(run.speed, "data_wait")
-    if speed is not None:
-        facts.append(Fact("Images/s", short(speed), "" if wait is None else f"{100 * wait:.0f} % waiting for data"))
-    return facts
+            found.append(KeyNumber(name, form(value), "" if then is None else f"untrained {form(then)}"))
+    return found
 
 
 def _pairs(head: str, section: dict[str, Any]) -> Table:
     return Table([head, "Value"], [[key, show(value)] for key, value in section.items()])
+
+
+def _parts(run: RunData) -> Table:
+    """The parts that the run is made of, and how it was trained."""
+    table = _pairs("Part", run.section("parts"))
+    if run.info.get("training") is not None:
+        table.rows.append(["training", show(run.info["training"])])
+    return table
 
 
 def _about(run: RunData) -> Table:
@@ -231,7 +264,7 @@ def _about(run: RunData) -> Table:
     return Table(["What", "Value"], rows)
 
 
-def _frames(pictures: list[Picture], most: int, problems: list[str]) -> list[Frame]:
+def _frames(pictures: list[PictureFile], most: int, problems: list[str]) -> list[Frame]:
     """The pictures to show, evenly spread with the first and the last; broken ones are named in `problems`."""
     if len(pictures) > most:
         chosen = sorted({round(k * (len(pictures) - 1) / (most - 1)) for k in range(most)})
@@ -246,7 +279,7 @@ def _frames(pictures: list[Picture], most: int, problems: list[str]) -> list[Fra
     return frames
 
 
-def _frame(picture: Picture) -> Frame | None:
+def _frame(picture: PictureFile) -> Frame | None:
     try:
         data = picture.path.read_bytes()
         if not data.startswith(PNG_START) or PNG_END not in data[-16:]:

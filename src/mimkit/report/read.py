@@ -1,6 +1,8 @@
 """A run folder as plain data. Nothing here fails on a run that is still being written.
 
-A record is one JSON object of a log, with a whole `step`. Pictures are read when a page is made, not here.
+A record is one JSON object of a log, with a whole `step`; in `log.jsonl` it also says its `kind`. Five kinds have
+sections of their own in a report (`KNOWN_KINDS`); any other kind is a job's own numbers, shown as curves.
+Pictures are read when a page is made, not here.
 """
 
 import json
@@ -13,9 +15,13 @@ from typing import Any
 Record = dict[str, Any]
 Points = list[tuple[float, float]]
 
+PRETRAIN = "pretrain"  # the kind of a run whose run.json does not say one
+KNOWN_KINDS = ("train", "probe", "skipped", "nonfinite", "end")
+SEVERAL_PER_STEP = {"skipped", "nonfinite", "end"}  # of these kinds, all records of a step stand
+
 
 @dataclass(frozen=True)
-class Picture:
+class PictureFile:
     """One picture of reconstructions, as it stands on the disk."""
 
     step: int
@@ -29,10 +35,9 @@ class RunData:
     Args:
         folder: the run folder.
         info: `run.json`.
-        train, probes, skipped, nonfinite: records of `log.jsonl` by kind.
-        speed: records of `speed.jsonl`. Like training and probe records they are in the order of their steps, one for
-            each: where a run was resumed from an earlier step, the later line stands.
-        ended: the step at which the run said that it was done.
+        rows: records of `log.jsonl` by their kind, each kind's in the order of their steps. Of a kind that has one
+            record per step, where a run was resumed from an earlier step, the later line stands.
+        speed: records of `speed.jsonl`, likewise one per step.
         pictures: of reconstructions, in the order of their steps.
         columns: captions of a picture's columns, from left to right.
         note: how the pictures' pixels were restored.
@@ -41,13 +46,9 @@ class RunData:
 
     folder: Path
     info: Record
-    train: list[Record]
-    probes: list[Record]
-    skipped: list[Record]
-    nonfinite: list[Record]
+    rows: dict[str, list[Record]]
     speed: list[Record]
-    ended: int | None
-    pictures: list[Picture]
+    pictures: list[PictureFile]
     columns: list[str]
     note: str
     problems: list[str]
@@ -58,15 +59,55 @@ class RunData:
         return self.folder.resolve().name or str(self.folder)
 
     @property
+    def kind(self) -> str:
+        """What kind of job this is, such as "pretrain"; a run that does not say is a pre-training."""
+        return str(self.info.get("kind") or PRETRAIN)
+
+    @property
+    def pretraining(self) -> bool:
+        """Whether this is a pre-training, as far as is known."""
+        return self.kind == PRETRAIN
+
+    @property
     def recipe(self) -> str:
         """The recipe's name, or an empty text."""
         return str(self.info.get("recipe") or "")
 
     @property
+    def train(self) -> list[Record]:
+        """Means over stretches of training steps."""
+        return self.rows.get("train", [])
+
+    @property
+    def probes(self) -> list[Record]:
+        """What probes of the frozen encoder gave."""
+        return self.rows.get("probe", [])
+
+    @property
+    def skipped(self) -> list[Record]:
+        """Files that could not be used."""
+        return self.rows.get("skipped", [])
+
+    @property
+    def nonfinite(self) -> list[Record]:
+        """Steps whose loss or gradient was not finite."""
+        return self.rows.get("nonfinite", [])
+
+    @property
+    def ended(self) -> int | None:
+        """The last step at which the run said that it was done."""
+        return max((record["step"] for record in self.rows.get("end", [])), default=None)
+
+    @property
+    def other_rows(self) -> dict[str, list[Record]]:
+        """The records of all kinds but the known ones; those of the run's own kind come first."""
+        kinds = sorted((kind for kind in self.rows if kind not in KNOWN_KINDS), key=lambda kind: kind != self.kind)
+        return {kind: self.rows[kind] for kind in kinds}
+
+    @property
     def step(self) -> int:
         """The last step that any line speaks of; 0 before training."""
-        records = (*self.train[-1:], *self.probes[-1:], *self.speed[-1:], *self.nonfinite[-1:])
-        return max([self.ended or 0, *(record["step"] for record in records)])
+        return max((records[-1]["step"] for records in (*self.rows.values(), self.speed) if records), default=0)
 
     @property
     def planned(self) -> int | None:
@@ -82,7 +123,7 @@ class RunData:
     @property
     def untrained(self) -> Record | None:
         """The probe of the encoder before its first step."""
-        return self.probes[0] if self.probes and self.probes[0]["step"] == 0 else None
+        return before_training(self.probes)
 
     @property
     def probe(self) -> Record | None:
@@ -111,17 +152,11 @@ def read_run(folder: Path) -> RunData:
     log = _read_lines(folder / "log.jsonl", problems)
     legend = _read_object(folder / "reconstructions" / "legend.json", problems)
     columns = legend.get("columns")
-    kinds = ("train", "probe", "skipped", "nonfinite", "end")
-    of_kind = {kind: [record for record in log if record.get("kind") == kind] for kind in kinds}
     return RunData(
         folder=folder,
         info=_read_object(folder / "run.json", problems),
-        train=_last_of_each_step(of_kind["train"]),
-        probes=_last_of_each_step(of_kind["probe"]),
-        skipped=of_kind["skipped"],
-        nonfinite=of_kind["nonfinite"],
+        rows=_by_kind(log),
         speed=_last_of_each_step(_read_lines(folder / "speed.jsonl", problems)),
-        ended=max((record["step"] for record in of_kind["end"]), default=None),
         pictures=_pictures(folder / "reconstructions"),
         columns=[str(column) for column in columns] if isinstance(columns, list) else [],
         note=str(legend.get("note") or ""),
@@ -150,6 +185,26 @@ def points(records: Iterable[Record], key: str, *, x: str = "step", scale: float
 def last(records: list[Record], key: str) -> float | None:
     """The last finite number that the records give for a key."""
     return next((y for record in reversed(records) if (y := number(record.get(key))) is not None), None)
+
+
+def before_training(records: list[Record]) -> Record | None:
+    """The record of step 0, if the first of these is one."""
+    return records[0] if records and records[0]["step"] == 0 else None
+
+
+def _by_kind(log: list[Record]) -> dict[str, list[Record]]:
+    """The records of each kind in the order of their steps; those whose kind is no text are left out."""
+    rows: dict[str, list[Record]] = {}
+    for record in log:
+        kind = record.get("kind")
+        if kind and isinstance(kind, str):
+            rows.setdefault(kind, []).append(record)
+    return {
+        kind: sorted(records, key=lambda record: record["step"])
+        if kind in SEVERAL_PER_STEP
+        else _last_of_each_step(records)
+        for kind, records in rows.items()
+    }
 
 
 def _read_object(path: Path, problems: list[str]) -> Record:
@@ -202,10 +257,10 @@ def _last_of_each_step(records: list[Record]) -> list[Record]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def _pictures(folder: Path) -> list[Picture]:
+def _pictures(folder: Path) -> list[PictureFile]:
     found = []
     for path in folder.glob("step-*.png"):
         digits = path.stem.removeprefix("step-")
         if digits.isascii() and digits.isdigit():
-            found.append(Picture(int(digits), path))
+            found.append(PictureFile(int(digits), path))
     return sorted(found, key=lambda picture: picture.step)

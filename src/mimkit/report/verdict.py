@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mimkit.report.formatting import count, percent, short, signed
-from mimkit.report.read import Record, RunData, last, number
+from mimkit.report.read import Record, RunData, before_training, last, number
+from mimkit.report.rows import beside_untrained, in_common, job_rows, last_measured, measured, telling
 
 PROBES = {"linear": "Linear probe", "knn": "k-NN probe"}
+MOST_NAMED = 3  # numbers or runs in a headline on a job's own rows
+UNKNOWN_SENSE = "These are the job's own numbers: which way is better and how much they vary is not known here."
+ONE_RUN_EACH = "One run each: how much a run varies with its random seed is not measured here."
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,13 @@ def main_probe(run: RunData) -> str | None:
 
 
 def verdict(run: RunData) -> Verdict:
-    """The headline of one run."""
+    """The headline of one run: of a pre-training its probes, of another job what it logged itself, if it did."""
     key = main_probe(run)
     scored = _scored(run, key) if key else None
-    if key and scored:
+    rows = job_rows(run)
+    if not run.pretraining and (rows or not run.probes):
+        found = _of_job(run, *(rows or ("", [])))
+    elif key and scored:
         found = _with_labels(run, scored, key)
     elif run.probe and not key:
         found = _without_labels(run, run.probe)
@@ -68,13 +75,13 @@ def verdict(run: RunData) -> Verdict:
 
 
 def compare(runs: list[RunData], names: list[str]) -> Verdict:
-    """The headline of several runs: which probes best, and whether that is more than noise."""
+    """The headline of several runs: which probes best, if by more than noise; unprobed, what their jobs logged."""
     for key in PROBES:
         probed = [(p, name, r) for r, name in zip(runs, names, strict=True) if (p := _scored(r, key))]
         if len(probed) > 1:
             break
     else:
-        return Verdict("open", f"{count(len(runs))} runs, fewer than two of them with an accuracy to compare", [])
+        return _compare_jobs(runs, names)
 
     ranked = sorted(probed, key=lambda entry: -entry[0][key])
     (first, best, _), (second, next_best, _) = ranked[:2]
@@ -91,15 +98,45 @@ def compare(runs: list[RunData], names: list[str]) -> Verdict:
             f"The {ahead:.1f} points between them lie within the noise of ±{sure:.1f} (two standard errors): "
             "neither is shown to be better."
         ]
-    details.append("One run each: how much a run varies with its random seed is not measured here.")
-    if len({str(r.section("data").get("fingerprint")) for _, _, r in probed}) > 1:
+    details.append(ONE_RUN_EACH)
+    if _data_differ([r for _, _, r in probed]):
         details.append("These runs saw different data, so their accuracies may not be comparable.")
     elif len({f"{p.get('test_images')} {p.get('classes')}" for p, _, _ in probed}) > 1:
         details.append("These runs were probed on different images, so their accuracies may not be comparable.")
-    steps = {r.step for _, _, r in probed}
-    if len(steps) > 1:
-        details.append(f"They have trained for different lengths, {count(min(steps))} to {count(max(steps))} steps.")
-    return Verdict(tone, headline, details)
+    return Verdict(tone, headline, details + _lengths([r for _, _, r in probed]))
+
+
+def _compare_jobs(runs: list[RunData], names: list[str]) -> Verdict:
+    """What the runs' own rows have in common; which way is better is not known, so no run is called the best."""
+    numbers = "an accuracy" if all(run.pretraining for run in runs) else "numbers"
+    common = in_common(runs)
+    if not common:
+        return Verdict("open", f"{count(len(runs))} runs, fewer than two of them with {numbers} to compare", [])
+    kind, (key, *_) = common[0]
+    found = []
+    for run, name in zip(runs, names, strict=True):
+        row = last_measured(run.other_rows.get(kind, []))
+        if row:
+            found.append((measured(row)[key], name, run))
+    shown = [f"{name} {short(value)}" for value, name, _ in found]
+    more = f" and {count(len(shown) - MOST_NAMED)} more" if len(shown) > MOST_NAMED else ""
+    details = [UNKNOWN_SENSE, ONE_RUN_EACH]
+    compared = [run for _, _, run in found]
+    if _data_differ(compared):
+        details.append("These runs saw different data, so their numbers may not be comparable.")
+    headline = f"{kind}, {key}: {', '.join(shown[:MOST_NAMED])}{more}"
+    return Verdict("open", headline, details + _lengths(compared))
+
+
+def _data_differ(runs: list[RunData]) -> bool:
+    return len({str(run.section("data").get("fingerprint")) for run in runs}) > 1
+
+
+def _lengths(runs: list[RunData]) -> list[str]:
+    steps = {run.step for run in runs}
+    if len(steps) < 2:
+        return []
+    return [f"They have trained for different lengths, {count(min(steps))} to {count(max(steps))} steps."]
 
 
 def _scored(run: RunData, key: str) -> Record | None:
@@ -169,14 +206,39 @@ def _without_labels(run: RunData, trained: Record) -> Verdict:
     )
 
 
-def _not_probed(run: RunData, key: str | None) -> Verdict:
+def _of_job(run: RunData, kind: str, records: list[Record]) -> Verdict:
+    """What a job's own rows say at the end, beside their values before training."""
+    before = measured(before_training(records) or {})
+    trained = last_measured(records)
+    keys = telling(records)
+    if trained is None:
+        loss = _training_loss(run)
+        headline = f"Nothing measured after training began yet; {loss}" if loss else "Nothing trained yet"
+        values = [f"{key} {short(before[key])}" for key in keys if key in before]
+        return Verdict("open", headline, [f"Before training: {', '.join(values[:MOST_NAMED])}."] if values else [])
+    now = measured(trained)
+    values = [f"{key} {beside_untrained(now[key], before.get(key))}" for key in keys if key in now]
+    so_far = "" if run.finished else "So far: "
+    headline = f"{so_far}{kind} at step {count(trained['step'])}: {', '.join(values[:MOST_NAMED])}"
+    details = [UNKNOWN_SENSE]
+    if not before:
+        details.append("Nothing was measured before training, so what training changed is unknown.")
+    return Verdict("open", headline, details)
+
+
+def _training_loss(run: RunData) -> str:
+    """The last training loss beside the first, or an empty text."""
     losses = [record for record in run.train if number(record.get("loss")) is not None]
-    headline = "Nothing trained yet"
-    if losses:
-        first, now = losses[0], losses[-1]
-        headline = f"No probe after training began yet; training loss {short(now['loss'])} at step {count(now['step'])}"
-        if len(losses) > 1:
-            headline += f", from {short(first['loss'])} at step {count(first['step'])}"
+    if not losses:
+        return ""
+    first, now = losses[0], losses[-1]
+    text = f"training loss {short(now['loss'])} at step {count(now['step'])}"
+    return text + (f", from {short(first['loss'])} at step {count(first['step'])}" if len(losses) > 1 else "")
+
+
+def _not_probed(run: RunData, key: str | None) -> Verdict:
+    loss = _training_loss(run)
+    headline = f"No probe after training began yet; {loss}" if loss else "Nothing trained yet"
     details = []
     if key is not None:
         details.append(f"{PROBES[key]} of the untrained encoder: {percent(last(run.probes, key))}.")
