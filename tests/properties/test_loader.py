@@ -20,7 +20,7 @@ from PIL import Image
 
 from mimkit.data import Batch, ImageList, TrainBatches, find_images, load_images, read_image
 from mimkit.data.loader import TooManyBadImages
-from mimkit.data.string_array import Names
+from mimkit.data.string_array import StringArray
 from mimkit.randomness import sample_keys
 from mimkit.views import CenterCrop, RandomResizedCrop, Size
 
@@ -291,7 +291,7 @@ class Endless:
         buffer = io.BytesIO()
         Image.new("RGB", (16, 12)).save(buffer, "PNG")
         self.picture = buffer.getvalue()
-        self.names = Names.of(f"{i}" for i in range(count))
+        self.names = StringArray.of(f"{i}" for i in range(count))
         self.shards = None if shards is None else np.arange(count) * shards // count
 
     def read(self, position: int) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mimkit.data.string_array import Names
+from mimkit.data.string_array import StringArray
 from mimkit.files import Location, below
 
 TRAIN, HELD_OUT = 1, 2
@@ -30,7 +30,7 @@ class Store(Protocol):
     def path(self) -> Location: ...
 
     @property
-    def names(self) -> Names: ...
+    def names(self) -> StringArray: ...
 
     @property
     def labels(self) -> np.ndarray | None: ...
@@ -66,7 +66,7 @@ class ImageList:
     Args:
         root: the folder that paths are relative to, or where the store lies, which may be a URL.
         paths: with `/` between folders; sorted, or in the order of their list file, where they may be absolute. Any
-            sequence of strings; kept as `Names`.
+            sequence of strings; kept as `StringArray`.
         labels: int64 [N], positions in `classes`, or None.
         classes: names, or None.
         store: what the images lie in, if they are not files of their own.
@@ -81,7 +81,7 @@ class ImageList:
     positions: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "paths", Names.of(self.paths))
+        object.__setattr__(self, "paths", StringArray.of(self.paths))
 
     @classmethod
     def of(cls, store: Store, positions: np.ndarray) -> "ImageList":
@@ -136,7 +136,7 @@ class ImageList:
         if self.store is not None and self.positions is not None:
             return ImageList.of(self.store, self.positions[indices])
         labels = None if self.labels is None else self.labels[indices]
-        return ImageList(self.root, Names.of(self.paths).take(indices), labels, self.classes)
+        return ImageList(self.root, StringArray.of(self.paths).take(indices), labels, self.classes)
 
     def fingerprint(self) -> str:
         """SHA-256 over relative paths, labels and class names, in hexadecimal.
@@ -150,7 +150,7 @@ class ImageList:
         if self.store is not None and self.positions is not None:
             sections.append(self.store.identity(self.positions))
         names = hashlib.sha256()
-        for number, name in enumerate(Names.of(self.paths).encoded()):
+        for number, name in enumerate(StringArray.of(self.paths).encoded()):
             names.update(b"\0" + name if number else name)
         digests = [names.digest(), *(hashlib.sha256(section).digest() for section in sections)]
         return hashlib.sha256(b"".join(digests)).hexdigest()

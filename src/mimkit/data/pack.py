@@ -31,7 +31,7 @@ from PIL import Image
 
 from mimkit.data.decode import read_image
 from mimkit.data.images import ImageList
-from mimkit.data.string_array import Names
+from mimkit.data.string_array import StringArray
 from mimkit.data.workers import in_order
 from mimkit.errors import BadImage
 from mimkit.files import flush
@@ -111,7 +111,7 @@ class Pack:
                 arrays[name] = np.frombuffer(index, kind, self.about["counts"][name], place)
                 place = _aligned(place + arrays[name].nbytes)
         limits = arrays["name_limits"]
-        self.names = Names(arrays["text"], limits[:-1], limits[1:])
+        self.names = StringArray(arrays["text"], limits[:-1], limits[1:])
         self.classes: list[str] | None = self.about["classes"]
         self.labels, self.parts = arrays.get("labels"), arrays.get("parts")
         self.widths, self.heights = arrays["widths"], arrays["heights"]
@@ -223,7 +223,7 @@ def write_pack(
         good = np.flatnonzero(lengths)
         if not len(good):
             raise ValueError(f"none of the {len(images)} images can be read; the first: {': '.join(skipped[0])}")
-        names = Names.of(list(Names.of(images.paths).take(good)))
+        names = StringArray.of(list(StringArray.of(images.paths).take(good)))
         lengths = lengths[good]
         arrays: dict[str, np.ndarray] = {"lengths": lengths, "starts": _HEADER_BYTES + np.cumsum(lengths) - lengths}
         arrays |= {"checksums": checksums[good], "widths": sizes[good, 0], "heights": sizes[good, 1]}

@@ -26,7 +26,7 @@ from mimkit.data.shards.cache import Cache
 from mimkit.data.shards.prefetch import Fetched, Source
 from mimkit.data.shards.tar import number_classes, part_of
 from mimkit.data.shards.urls import FIRST_WAITS, RemoteFile, at_once, fetch, open_remote, patiently
-from mimkit.data.string_array import Names
+from mimkit.data.string_array import StringArray
 from mimkit.errors import BadImage, DataUnreachable
 from mimkit.files import Location, below
 
@@ -69,7 +69,7 @@ class ParquetImages:
 
     path: Location
     files: Fetched
-    names: Names
+    names: StringArray
     shards: np.ndarray
     rows: np.ndarray
     labels: np.ndarray | None
@@ -122,7 +122,7 @@ def open_parquet(root: Location, files: Sequence[RemoteFile], cache: Cache) -> P
     if not counts.sum():
         raise ValueError(f"no rows in the {len(files)} parquet files of {root}")
     labels, classes = join_labels([(rows.labels, rows.classes) for rows in found])
-    names = Names.of(
+    names = StringArray.of(
         f"{file.name}/{row:06d}" for file, rows in zip(files, found, strict=True) for row in range(rows.count)
     )
     shards = np.repeat(np.arange(len(files)), counts)

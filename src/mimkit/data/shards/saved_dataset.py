@@ -8,7 +8,7 @@ import numpy as np
 
 from mimkit.data.shards.parquet import as_labels, choose_parts, image_column, join_labels, label_column
 from mimkit.data.shards.tar import part_of
-from mimkit.data.string_array import Names
+from mimkit.data.string_array import StringArray
 from mimkit.errors import BadImage
 
 _SPLITS, _ONE = "dataset_dict.json", "state.json"
@@ -43,7 +43,7 @@ class SavedDataset:
         if not counts.sum():
             raise ValueError(f"{path} has no rows")
         self._limits = np.concatenate([[0], counts.cumsum()])
-        self.names = Names.of(
+        self.names = StringArray.of(
             f"{name}/{row:06d}" if name else f"{row:06d}"
             for name, count in zip(chosen, counts, strict=True)
             for row in range(count)

@@ -27,7 +27,7 @@ import numpy as np
 
 from mimkit.data.decode import image_suffixes
 from mimkit.data.images import HELD_OUT, TRAIN
-from mimkit.data.string_array import Names
+from mimkit.data.string_array import StringArray
 from mimkit.errors import BadImage
 from mimkit.files import Location, below, expand, write_bytes
 
@@ -81,7 +81,7 @@ class Shards:
 
     path: Location
     files: Files
-    names: Names
+    names: StringArray
     shards: np.ndarray
     places: np.ndarray
     labels: np.ndarray | None
@@ -98,7 +98,7 @@ class Shards:
         counts = np.array([len(index.limits) - 1 for index in indices])
         if not counts.sum():
             raise ValueError(f"no images in the {len(shards)} shards of {path}")
-        names = Names.of(
+        names = StringArray.of(
             f"{shard}/{member}" for shard, index in zip(shards, indices, strict=True) for member in index.members()
         )
         texts = list(itertools.chain.from_iterable(index.classes for index in indices))
@@ -217,8 +217,8 @@ class Index:
     places: np.ndarray
     classes: list[str]
 
-    def members(self) -> Names:
-        return Names(self.text, self.limits[:-1], self.limits[1:])
+    def members(self) -> StringArray:
+        return StringArray(self.text, self.limits[:-1], self.limits[1:])
 
 
 def _index(shard: Path) -> Index:
@@ -297,7 +297,7 @@ def build_index(shard: Path | FileIO, name: str) -> Index:
                     places.append((member.offset_data, member.size))
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{name} cannot be read as an uncompressed tar file: {error}") from error
-    packed = Names.of(names)
+    packed = StringArray.of(names)
     limits = np.concatenate([[0], packed.ends]).astype(np.int64)
     kept = [classes.get(_sample(name)[0], "") for name in names]
     return Index(packed.text, limits, np.array(places, dtype=np.int64).reshape(-1, 2), kept)
