@@ -285,7 +285,7 @@ def test_grey_batches_have_one_channel(images: ImageList, channels: int) -> None
 class Endless:
     """A store of as many pictures as wanted, all alike."""
 
-    path, labels, classes, parts = Path("endless"), None, None, None
+    path, labels, classes, splits = Path("endless"), None, None, None
 
     def __init__(self, count: int, shards: int | None) -> None:
         buffer = io.BytesIO()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mimkit.data import BadImage, Pack, find_all, find_images, load_images, read_image, split, write_pack
-from mimkit.data.folder import all_with_parts
+from mimkit.data.folder import all_with_splits
 from mimkit.data.images import ImageList
 from mimkit.data.pack import Packed
 from mimkit.data.string_array import StringArray
@@ -32,7 +32,7 @@ def picture(path: Path, size: tuple[int, int], mode: str = "RGB", seed: int = 0,
 
 
 def pack(data: Path, out: Path, **options) -> Packed:
-    return write_pack(*all_with_parts(data), out, **options)
+    return write_pack(*all_with_splits(data), out, **options)
 
 
 @pytest.fixture

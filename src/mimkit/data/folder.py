@@ -91,8 +91,8 @@ def split(data: Path | str, held_out: float = 0.1, cache: Cache | None = None) -
     if folders is not None:
         return folders
     images = find_images(data, cache)
-    parts = given_parts(images)
-    is_held_out = _choose(images, held_out) if parts is None else parts == HELD_OUT
+    splits = given_splits(images)
+    is_held_out = _choose(images, held_out) if splits is None else splits == HELD_OUT
     return images.take(np.flatnonzero(~is_held_out)), images.take(np.flatnonzero(is_held_out))
 
 
@@ -103,10 +103,10 @@ def find_all(data: Path | str, cache: Cache | None = None) -> ImageList:
         FileNotFoundError: there is nothing at the path.
         ValueError: there are no images.
     """
-    return all_with_parts(data, cache)[0]
+    return all_with_splits(data, cache)[0]
 
 
-def all_with_parts(data: Path | str, cache: Cache | None = None) -> tuple[ImageList, np.ndarray | None]:
+def all_with_splits(data: Path | str, cache: Cache | None = None) -> tuple[ImageList, np.ndarray | None]:
     """What `find_all` finds, and TRAIN or HELD_OUT for each image, uint8 [N], where the data say how they are split.
 
     Raises:
@@ -115,18 +115,18 @@ def all_with_parts(data: Path | str, cache: Cache | None = None) -> tuple[ImageL
     folders = _split_folders(data)
     if folders is None:
         images = find_images(data, cache)
-        return images, given_parts(images)
-    names = StringArray.of(f"{Path(part.root).name}/{path}" for part in folders for path in part.paths)
-    labels = [part.labels for part in folders if part.labels is not None]
+        return images, given_splits(images)
+    names = StringArray.of(f"{Path(folder.root).name}/{path}" for folder in folders for path in folder.paths)
+    labels = [folder.labels for folder in folders if folder.labels is not None]
     images = ImageList(Path(data), names, np.concatenate(labels) if labels else None, folders[0].classes)
-    return images, np.repeat(np.array([TRAIN, HELD_OUT], dtype=np.uint8), [len(part) for part in folders])
+    return images, np.repeat(np.array([TRAIN, HELD_OUT], dtype=np.uint8), [len(folder) for folder in folders])
 
 
-def given_parts(images: ImageList) -> np.ndarray | None:
+def given_splits(images: ImageList) -> np.ndarray | None:
     """uint8 [N], TRAIN or HELD_OUT, where a store says which images are held out; else None."""
-    if images.store is None or images.store.parts is None:
+    if images.store is None or images.store.splits is None:
         return None
-    return images.store.parts[images.positions]
+    return images.store.splits[images.positions]
 
 
 def _open_store(data: Location, cache: Cache | None) -> Store | None:

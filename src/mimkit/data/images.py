@@ -22,7 +22,7 @@ class Store(Protocol):
         names: of N images, with `/` between folders.
         labels: int64 [N], positions in `classes`, or None.
         classes: names, in an order that stays, or None.
-        parts: uint8 [N], TRAIN or HELD_OUT for each image where the split is given, else None.
+        splits: uint8 [N], TRAIN or HELD_OUT for each image where the split is given, else None.
         shards: int64 [N], rising: the file that each image lies in where there are several, else None.
     """
 
@@ -39,7 +39,7 @@ class Store(Protocol):
     def classes(self) -> list[str] | None: ...
 
     @property
-    def parts(self) -> np.ndarray | None: ...
+    def splits(self) -> np.ndarray | None: ...
 
     @property
     def shards(self) -> np.ndarray | None: ...

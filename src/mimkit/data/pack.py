@@ -3,7 +3,7 @@
     header   128 bytes: magic, version, number of images, where the index lies, the fingerprint of the images it was
              made from, SHA-256 of the index, CRC-32 of the header itself
     images   one JPEG after the other
-    index    what is known of them (JSON), then arrays: place, length, CRC-32, width, height, label, part, name
+    index    what is known of them (JSON), then arrays: place, length, CRC-32, width, height, label, split, name
 
 All numbers are little-endian. The index holds a checksum of every image, so that its own stands for the whole file.
 
@@ -43,7 +43,7 @@ _JPEG_START = b"\xff\xd8\xff"
 _AT_ONCE = 32
 _PREAD = hasattr(os, "pread")
 
-# Of the index, in this order; labels and parts may be missing.
+# Of the index, in this order; labels and splits, kept as "parts", may be missing.
 _ARRAYS = {
     "starts": "<i8", "lengths": "<i8", "checksums": "<u4", "widths": "<i4", "heights": "<i4", "labels": "<i8",
     "parts": "|u1", "name_limits": "<i8", "text": "|u1",
@@ -113,7 +113,7 @@ class Pack:
         limits = arrays["name_limits"]
         self.names = StringArray(arrays["text"], limits[:-1], limits[1:])
         self.classes: list[str] | None = self.about["classes"]
-        self.labels, self.parts = arrays.get("labels"), arrays.get("parts")
+        self.labels, self.splits = arrays.get("labels"), arrays.get("parts")
         self.widths, self.heights = arrays["widths"], arrays["heights"]
         self._starts, self._lengths, self._checksums = arrays["starts"], arrays["lengths"], arrays["checksums"]
 
@@ -171,7 +171,7 @@ class Packed:
 
 def write_pack(
     images: ImageList,
-    parts: np.ndarray | None,
+    splits: np.ndarray | None,
     out: Path,
     *,
     short_side: int = 256,
@@ -186,7 +186,7 @@ def write_pack(
 
     Args:
         images: what to pack.
-        parts: TRAIN or HELD_OUT for each, uint8 [N], or None.
+        splits: TRAIN or HELD_OUT for each, uint8 [N], or None.
         out: file to write.
         short_side: in pixels, at most; nothing is enlarged.
         quality: of the JPEG images, 1 to 100.
@@ -229,7 +229,7 @@ def write_pack(
         arrays |= {"checksums": checksums[good], "widths": sizes[good, 0], "heights": sizes[good, 1]}
         arrays |= {"name_limits": np.concatenate([[0], names.ends]), "text": names.text}
         arrays |= {} if images.labels is None else {"labels": images.labels[good]}
-        arrays |= {} if parts is None else {"parts": parts[good]}
+        arrays |= {} if splits is None else {"parts": splits[good]}
         counts = {name: len(arrays[name]) for name in _ARRAYS if name in arrays}
         about = {"short_side": short_side, "quality": quality, "classes": images.classes, "counts": counts}
         _write_index(file, about, arrays, len(good), images.fingerprint())

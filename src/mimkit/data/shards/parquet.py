@@ -24,7 +24,7 @@ import numpy as np
 from mimkit.data.images import HELD_OUT, TRAIN
 from mimkit.data.shards.cache import Cache
 from mimkit.data.shards.prefetch import Fetched, Source
-from mimkit.data.shards.tar import number_classes, part_of
+from mimkit.data.shards.tar import number_classes, split_of
 from mimkit.data.shards.urls import FIRST_WAITS, RemoteFile, at_once, fetch, open_remote, patiently
 from mimkit.data.string_array import StringArray
 from mimkit.errors import BadImage, DataUnreachable
@@ -64,7 +64,7 @@ class ParquetImages:
         rows: int64: where in its file.
         labels: int64 or None.
         classes: their names, in the data set's own order.
-        parts: TRAIN or HELD_OUT for each, where the files' names say it.
+        splits: TRAIN or HELD_OUT for each, where the files' names say it.
     """
 
     path: Location
@@ -74,7 +74,7 @@ class ParquetImages:
     rows: np.ndarray
     labels: np.ndarray | None
     classes: list[str] | None
-    parts: np.ndarray | None
+    splits: np.ndarray | None
 
     def read(self, position: int) -> bytes:
         """One image as it is in its row.
@@ -116,7 +116,7 @@ def open_parquet(root: Location, files: Sequence[RemoteFile], cache: Cache) -> P
         ValueError: a file has no column of images, or several; the package is missing that reads such files.
         DataUnreachable: the server does not answer.
     """
-    files, kinds = choose_parts(files, [part_of(file.name) for file in files])
+    files, splits = choose_splits(files, [split_of(file.name) for file in files])
     found = list(at_once(lambda file: _rows(file, cache), files, 16))
     counts = np.array([rows.count for rows in found])
     if not counts.sum():
@@ -135,18 +135,18 @@ def open_parquet(root: Location, files: Sequence[RemoteFile], cache: Cache) -> P
         np.concatenate([np.arange(count) for count in counts]),
         labels,
         classes,
-        None if kinds is None else kinds[shards],
+        None if splits is None else splits[shards],
     )
 
 
-def choose_parts(files: Sequence[Any], parts: Sequence[str | None]) -> tuple[list[Any], np.ndarray | None]:
-    """Of files with the names of their parts, those to use, and TRAIN or HELD_OUT for each, if there are both."""
-    held_out = next((name for name in HELD_OUT_NAMES if name in parts), None)
-    if "train" not in parts or held_out is None:
+def choose_splits(files: Sequence[Any], names: Sequence[str | None]) -> tuple[list[Any], np.ndarray | None]:
+    """Of files with the names of their splits, those to use, and TRAIN or HELD_OUT for each, if there are both."""
+    held_out = next((name for name in HELD_OUT_NAMES if name in names), None)
+    if "train" not in names or held_out is None:
         return list(files), None
-    chosen = [(file, part) for file, part in zip(files, parts, strict=True) if part in ("train", held_out)]
-    kinds = np.array([TRAIN if part == "train" else HELD_OUT for _, part in chosen], dtype=np.uint8)
-    return [file for file, _ in chosen], kinds
+    chosen = [(file, name) for file, name in zip(files, names, strict=True) if name in ("train", held_out)]
+    splits = np.array([TRAIN if name == "train" else HELD_OUT for _, name in chosen], dtype=np.uint8)
+    return [file for file, _ in chosen], splits
 
 
 def join_labels(

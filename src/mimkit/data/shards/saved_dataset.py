@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mimkit.data.shards.parquet import as_labels, choose_parts, image_column, join_labels, label_column
-from mimkit.data.shards.tar import part_of
+from mimkit.data.shards.parquet import as_labels, choose_splits, image_column, join_labels, label_column
+from mimkit.data.shards.tar import split_of
 from mimkit.data.string_array import StringArray
 from mimkit.errors import BadImage
 
@@ -36,9 +36,9 @@ class SavedDataset:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        splits = _load(path)
-        chosen, kinds = choose_parts(list(splits), [part_of(name) for name in splits])
-        self._tables = [splits[name] for name in chosen]
+        tables = _load(path)
+        chosen, splits = choose_splits(list(tables), [split_of(name) for name in tables])
+        self._tables = [tables[name] for name in chosen]
         counts = np.array([len(table) for table in self._tables])
         if not counts.sum():
             raise ValueError(f"{path} has no rows")
@@ -56,7 +56,7 @@ class SavedDataset:
             table.with_format("arrow", columns=[leaf.partition(".")[0]])
             for table, leaf in zip(self._tables, self._leaves, strict=True)
         ]
-        self.parts = None if kinds is None else kinds[np.repeat(np.arange(len(counts)), counts)]
+        self.splits = None if splits is None else splits[np.repeat(np.arange(len(counts)), counts)]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SavedDataset, (self.path,)

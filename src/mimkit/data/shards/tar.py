@@ -31,7 +31,7 @@ from mimkit.data.string_array import StringArray
 from mimkit.errors import BadImage
 from mimkit.files import Location, below, expand, write_bytes
 
-_PART = re.compile(r"(train|valid|validation|val|test)(?=[-_./\d]|$)")
+_SPLIT = re.compile(r"(train|valid|validation|val|test)(?=[-_./\d]|$)")
 INDEX_VERSION = 1
 
 
@@ -76,7 +76,7 @@ class Shards:
         places: int64 [N, 2], first byte and length of each image in its shard.
         labels: int64 [N] from the `.cls` members, if every image has one.
         classes: what they say, sorted.
-        parts: TRAIN or HELD_OUT for each, where the shards' names say it.
+        splits: TRAIN or HELD_OUT for each, where the shards' names say it.
     """
 
     path: Location
@@ -86,7 +86,7 @@ class Shards:
     places: np.ndarray
     labels: np.ndarray | None
     classes: list[str] | None
-    parts: np.ndarray | None
+    splits: np.ndarray | None
 
     @classmethod
     def of(cls, path: Location, files: Files, shards: Sequence[str], indices: Sequence["Index"]) -> "Shards":
@@ -105,7 +105,7 @@ class Shards:
         labels, classes = (None, None) if "" in texts else number_classes(texts)
         numbers = np.repeat(np.arange(len(shards)), counts)
         places = np.concatenate([index.places for index in indices])
-        return cls(path, files, names, numbers, places, labels, classes, _parts(shards, numbers))
+        return cls(path, files, names, numbers, places, labels, classes, _splits(shards, numbers))
 
     def read(self, position: int) -> bytes:
         """One image as it lies in its shard.
@@ -189,16 +189,16 @@ def number_classes(texts: list[str]) -> tuple[np.ndarray, list[str]] | tuple[Non
     )
 
 
-def part_of(shard: str) -> str | None:
+def split_of(shard: str) -> str | None:
     """What a shard's name, or one of its folders, begins with: train, valid, validation, val or test."""
-    matches = (_PART.match(name) for name in shard.split("/"))
+    matches = (_SPLIT.match(name) for name in shard.split("/"))
     return next((match[1] for match in matches if match), None)
 
 
-def _parts(names: Sequence[str], shards: np.ndarray) -> np.ndarray | None:
-    found = [part_of(name) for name in names]
-    kinds = np.array([0 if part is None else TRAIN if part == "train" else HELD_OUT for part in found], dtype=np.uint8)
-    return kinds[shards] if set(kinds.tolist()) == {TRAIN, HELD_OUT} else None
+def _splits(names: Sequence[str], shards: np.ndarray) -> np.ndarray | None:
+    found = [split_of(name) for name in names]
+    splits = np.array([0 if one is None else TRAIN if one == "train" else HELD_OUT for one in found], dtype=np.uint8)
+    return splits[shards] if set(splits.tolist()) == {TRAIN, HELD_OUT} else None
 
 
 @dataclass(frozen=True, eq=False)
