@@ -12,17 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from mimkit.data.decode import image_suffixes
-from mimkit.data.images import HELD_OUT, TRAIN, ImageList, Store
+from mimkit.data.images import ImageList, Store
 from mimkit.data.pack import Pack, is_pack
 from mimkit.data.shards.cache import Cache
 from mimkit.data.shards.open_url import open_url
 from mimkit.data.shards.parquet import is_parquet
 from mimkit.data.shards.saved_dataset import SavedDataset, is_saved_dataset
 from mimkit.data.shards.tar import find_shards
+from mimkit.data.splits import HELD_OUT, HELD_OUT_NAMES, TRAIN
 from mimkit.data.string_array import StringArray
 from mimkit.files import Location, located
-
-HELD_OUT_FOLDERS = ("val", "valid", "validation", "test")
 
 _EMPTY_HASH = hashlib.blake2b(digest_size=8)
 _Parents = frozenset[tuple[int, int]]
@@ -151,7 +150,7 @@ def _split_folders(data: Path | str) -> tuple[ImageList, ImageList] | None:
     data = located(data)
     if isinstance(data, str):
         return None
-    folders = [data / name for name in HELD_OUT_FOLDERS if (data / name).is_dir()]
+    folders = [data / name for name in HELD_OUT_NAMES if (data / name).is_dir()]
     train = StringArray.of(_walk(data / "train") if folders and (data / "train").is_dir() else [])
     if not len(train):
         return None

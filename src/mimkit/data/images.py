@@ -11,8 +11,6 @@ import numpy as np
 from mimkit.data.string_array import StringArray
 from mimkit.files import Location, below
 
-TRAIN, HELD_OUT = 1, 2
-
 
 class Store(Protocol):
     """Encoded images in something larger than a file each. It opens anew in each process that it is pickled to.

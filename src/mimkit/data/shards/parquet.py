@@ -21,16 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from mimkit.data.images import HELD_OUT, TRAIN
 from mimkit.data.shards.cache import Cache
 from mimkit.data.shards.prefetch import Fetched, Source
-from mimkit.data.shards.tar import number_classes, split_of
+from mimkit.data.shards.tar import number_classes
 from mimkit.data.shards.urls import FIRST_WAITS, RemoteFile, at_once, fetch, open_remote, patiently
+from mimkit.data.splits import choose_splits, split_of
 from mimkit.data.string_array import StringArray
 from mimkit.errors import BadImage, DataUnreachable
 from mimkit.files import Location, below
 
-HELD_OUT_NAMES = ("val", "valid", "validation", "test")
 _LABELS = ("label", "labels", "class", "cls", "fine_label")
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
 
@@ -137,16 +136,6 @@ def open_parquet(root: Location, files: Sequence[RemoteFile], cache: Cache) -> P
         classes,
         None if splits is None else splits[shards],
     )
-
-
-def choose_splits(files: Sequence[Any], names: Sequence[str | None]) -> tuple[list[Any], np.ndarray | None]:
-    """Of files with the names of their splits, those to use, and TRAIN or HELD_OUT for each, if there are both."""
-    held_out = next((name for name in HELD_OUT_NAMES if name in names), None)
-    if "train" not in names or held_out is None:
-        return list(files), None
-    chosen = [(file, name) for file, name in zip(files, names, strict=True) if name in ("train", held_out)]
-    splits = np.array([TRAIN if name == "train" else HELD_OUT for _, name in chosen], dtype=np.uint8)
-    return [file for file, _ in chosen], splits
 
 
 def join_labels(

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mimkit.data.shards.parquet import as_labels, choose_splits, image_column, join_labels, label_column
-from mimkit.data.shards.tar import split_of
+from mimkit.data.shards.parquet import as_labels, image_column, join_labels, label_column
+from mimkit.data.splits import choose_splits, split_of
 from mimkit.data.string_array import StringArray
 from mimkit.errors import BadImage
 

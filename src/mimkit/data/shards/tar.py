@@ -13,7 +13,6 @@ Shapes: N images in a shard, S shards.
 import contextlib
 import io
 import itertools
-import re
 import sys
 import tarfile
 import zipfile
@@ -26,12 +25,11 @@ from typing import Protocol
 import numpy as np
 
 from mimkit.data.decode import image_suffixes
-from mimkit.data.images import HELD_OUT, TRAIN
+from mimkit.data.splits import HELD_OUT, TRAIN, split_of
 from mimkit.data.string_array import StringArray
 from mimkit.errors import BadImage
 from mimkit.files import Location, below, expand, write_bytes
 
-_SPLIT = re.compile(r"(train|valid|validation|val|test)(?=[-_./\d]|$)")
 INDEX_VERSION = 1
 
 
@@ -187,12 +185,6 @@ def number_classes(texts: list[str]) -> tuple[np.ndarray, list[str]] | tuple[Non
     return (
         (np.array([positions[text] for text in texts], dtype=np.int64), classes) if len(classes) > 1 else (None, None)
     )
-
-
-def split_of(shard: str) -> str | None:
-    """What a shard's name, or one of its folders, begins with: train, valid, validation, val or test."""
-    matches = (_SPLIT.match(name) for name in shard.split("/"))
-    return next((match[1] for match in matches if match), None)
 
 
 def _splits(names: Sequence[str], shards: np.ndarray) -> np.ndarray | None:
