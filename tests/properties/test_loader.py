@@ -300,7 +300,7 @@ class Endless:
     def identity(self, positions: np.ndarray) -> bytes:
         return b""
 
-    def expect(self, now: list[int], soon: list[int]) -> None:
+    def prefetch(self, current: list[int], upcoming: list[int]) -> None:
         pass
 
 

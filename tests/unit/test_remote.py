@@ -17,8 +17,8 @@ from shard_server import ShardServer, serving
 
 from mimkit.data import Cache, DataUnreachable, ImageList, TrainBatches, find_images, loader, read_image, split
 from mimkit.data.shards import urls as remote_module
-from mimkit.data.shards.prefetch import Fetched, Source
-from mimkit.data.shards.urls import patiently, remote_files
+from mimkit.data.shards.prefetch import FetchedFiles, RemoteFiles
+from mimkit.data.shards.urls import remote_files, with_retries
 from mimkit.views import CenterCrop
 
 pytest.importorskip("aiohttp")
@@ -241,7 +241,7 @@ def test_each_shard_comes_once_and_ahead_of_its_window(
 
 
 def fetch_all(files: list, folder: Path, ready) -> None:
-    fetched = Fetched(Source(files, Cache(folder, 10**9)))
+    fetched = FetchedFiles(RemoteFiles(files, Cache(folder, 10**9)))
     ready.wait()
     for number in range(len(files)):
         assert fetched.read(number, 0, 7) == b"%d-0.png" % number
@@ -265,15 +265,15 @@ def test_two_processes_fetch_a_shard_once(server: ShardServer, cache: Cache) -> 
 def test_a_forked_process_leaves_its_parents_connections_alone(server: ShardServer) -> None:
     """Where it closes them, the parent waits for an answer until its time is up: a minute."""
     url = f"{server.url}/train-000.tar"
-    expected = remote_module.fetch_small(url, 10**6)
+    expected = remote_module.download_small(url, 10**6)
     assert expected
     for _ in range(2):
-        process = multiprocessing.get_context("fork").Process(target=remote_module.fetch_small, args=(url, 10**6))
+        process = multiprocessing.get_context("fork").Process(target=remote_module.download_small, args=(url, 10**6))
         process.start()
         process.join()
         assert process.exitcode == 0
         started = time.monotonic()
-        assert remote_module.fetch_small(url, 10**6) == expected
+        assert remote_module.download_small(url, 10**6) == expected
         assert time.monotonic() - started < 20
 
 
@@ -281,22 +281,22 @@ def test_the_bound_is_kept_and_what_is_in_use_stays(server: ShardServer, cache: 
     files = remote_files(f"{server.url}/train-{{000..003}}.tar")
     sizes = [file.size for file in files]
     small = Cache(cache.folder, sum(sizes[:3]))
-    first, other = Fetched(Source(files, small)), Fetched(Source(files, small))
+    first, other = FetchedFiles(RemoteFiles(files, small)), FetchedFiles(RemoteFiles(files, small))
     first.file(0)
     for number in (1, 2, 3, 1, 2, 3):
-        other.expect([number], [])
+        other.prefetch([number], [])
         other.file(number)
         assert sum(path.stat().st_size for path in tars(small)) <= small.limit
-        assert (small.folder / first.source.name(0)).exists()
-    first.expect([], [])
-    other.expect([], [])
+        assert (small.folder / first.remote.name(0)).exists()
+    first.prefetch([], [])
+    other.prefetch([], [])
     other.file(1)
     other.file(2)
     other.file(3)
-    assert not (small.folder / first.source.name(0)).exists()
+    assert not (small.folder / first.remote.name(0)).exists()
     # Where what is in use is more than the bound, it stays all the same.
     tight = Cache(cache.folder / "tight", sizes[0])
-    both = Fetched(Source(files, tight))
+    both = FetchedFiles(RemoteFiles(files, tight))
     data = [both.read(number, 0, sizes[number]) for number in range(4)]
     assert data == [both.read(number, 0, sizes[number]) for number in range(4)]
     assert len(tars(tight)) == 4
@@ -307,7 +307,7 @@ def test_what_a_killed_process_left_is_cleared_away(server: ShardServer, cache: 
     cache.folder.mkdir()
     for name in (f"{files[0].key}.tar.{files[0].size}", f"{'0' * 32}.tar.5", f"{files[0].key}.tar.1"):
         (cache.folder / f"{name}.unfinished").write_bytes(b"half")
-    Fetched(Source(files, cache)).file(0)
+    FetchedFiles(RemoteFiles(files, cache)).file(0)
     assert [path.name for path in cache.folder.iterdir() if path.is_file()] == [f"{files[0].key}.tar"]
 
 
@@ -331,7 +331,7 @@ def test_a_checksum_that_the_server_tells(local: Path, cache: Cache, monkeypatch
     file = remote_files(f"file://{local}/train-000.tar")[0]
     wrong = remote_module.RemoteFile(file.url, file.name, file.size, file.version, ("md5", "0" * 32))
     with pytest.raises(DataUnreachable, match="does not have the md5 checksum that the server tells"):
-        Fetched(Source([wrong], cache)).file(0)
+        FetchedFiles(RemoteFiles([wrong], cache)).file(0)
     assert remote_module._checksum({"md5Hash": "1B2M2Y8AsgTpgAmY7PhCfg=="}) == (
         "md5",
         "d41d8cd98f00b204e9800998ecf8427e",
@@ -367,7 +367,7 @@ def test_a_full_disk(server: ShardServer, cache: Cache, monkeypatch: pytest.Monk
         with pytest.raises(DataUnreachable, match=r"cannot be kept in .*cache: no space left on device"):
             images.content(0)
     with pytest.raises(OSError, match="No space left"):  # not tried again
-        patiently(full, "a file", (1000,))
+        with_retries(full, "a file", (1000,))
     assert not [path for path in cache.folder.iterdir() if path.is_file()]
     assert len(images.content(0)) > 1000
 

@@ -50,7 +50,7 @@ class Store(Protocol):
             DataUnreachable: it lies elsewhere, and cannot be fetched.
         """
 
-    def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
+    def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
         """Learn which shards are being read, and which come next, so that they are here by then."""
 
     def identity(self, positions: np.ndarray) -> bytes:
@@ -123,10 +123,10 @@ class ImageList:
             return None
         return self.store.shards[self.positions[indices]]
 
-    def expect(self, now: np.ndarray, soon: np.ndarray) -> None:
+    def prefetch(self, current: np.ndarray, upcoming: np.ndarray) -> None:
         """Say which shards are being read, and which come next."""
         if self.store is not None:
-            self.store.expect(now.tolist(), soon.tolist())
+            self.store.prefetch(current.tolist(), upcoming.tolist())
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "ImageList":
         """Some of the images, in the order given; the classes stay."""

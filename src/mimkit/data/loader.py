@@ -173,8 +173,8 @@ class TrainBatches:
         first = (place * self.world + self.rank) * share
         indices = order.at(self.seed, epoch, np.arange(first, first + share))
         if self._shards is not None:
-            now, soon = order.windows(self.seed, epoch, first, first + share)
-            self.images.expect(self._shards[now], self._shards[soon])
+            current, upcoming = order.windows(self.seed, epoch, first, first + share)
+            self.images.prefetch(self._shards[current], self._shards[upcoming])
         keys = self._keys(epoch, indices)
         pixels = views.empty(share * self.repeats)
         skipped: dict[str, str] = {}
@@ -265,7 +265,7 @@ class Views:
 def _read_in_order(views: Views, batch_size: int, step: int) -> Batch:
     indices = np.arange(step * batch_size, min((step + 1) * batch_size, len(views.images)))
     keys = _keys(0, 0, indices)
-    _expect(views.images, indices, indices[-1] + 1 + np.arange(4 * batch_size))
+    _prefetch(views.images, indices, indices[-1] + 1 + np.arange(4 * batch_size))
     pixels = views.empty(len(indices))
     good: list[int] = []
     skipped: dict[str, str] = {}
@@ -278,11 +278,11 @@ def _read_in_order(views: Views, batch_size: int, step: int) -> Batch:
     return _batch(pixels[: len(good)], keys[good], keys[:1], indices[good], skipped)
 
 
-def _expect(images: ImageList, now: np.ndarray, soon: np.ndarray) -> None:
+def _prefetch(images: ImageList, current: np.ndarray, upcoming: np.ndarray) -> None:
     """Say which images are read now and which soon, those past the end aside, where they lie in shards."""
-    shards, coming = images.shards_of(now), images.shards_of(soon[soon < len(images)])
-    if shards is not None and coming is not None:
-        images.expect(np.unique(shards), np.unique(coming))
+    read_now, read_next = images.shards_of(current), images.shards_of(upcoming[upcoming < len(images)])
+    if read_now is not None and read_next is not None:
+        images.prefetch(np.unique(read_now), np.unique(read_next))
 
 
 def _batch(

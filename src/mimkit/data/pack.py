@@ -139,7 +139,7 @@ class Pack:
         """Checksums of the images."""
         return self._checksums[positions].tobytes()
 
-    def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
+    def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
         """Nothing to do: there are no shards."""
 
 

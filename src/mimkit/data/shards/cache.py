@@ -60,14 +60,14 @@ class Cache:
         named = os.environ.get("MIMKIT_CACHE")
         return cls(folder or (Path(named) if named else _platform_cache()), int(gigabytes * GIGABYTE))
 
-    def recall(self, name: str) -> bytes | None:
-        """What `remember` has kept, or None."""
+    def get_small(self, name: str) -> bytes | None:
+        """What `put_small` has kept, or None."""
         try:
             return (self.folder / "index" / name).read_bytes()
         except OSError:
             return None
 
-    def remember(self, name: str, data: bytes) -> None:
+    def put_small(self, name: str, data: bytes) -> None:
         """Keep a small file for good, outside the bound.
 
         Raises:
@@ -80,7 +80,7 @@ class Cache:
         except OSError as error:
             raise DataUnreachable(f"nothing can be kept in {self.folder}: {error.strerror or error}") from error
 
-    def obtain(self, name: str, size: int, make: Callable[[Path], None], *, wait: bool = True) -> bool:
+    def fetch(self, name: str, size: int, make: Callable[[Path], None], *, wait: bool = True) -> bool:
         """See to it that there is a file of a name. False where another process is making it and this one won't wait.
 
         Args:

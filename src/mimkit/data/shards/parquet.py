@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from mimkit.data.shards.cache import Cache
-from mimkit.data.shards.prefetch import Fetched, Source
+from mimkit.data.shards.prefetch import FetchedFiles, RemoteFiles
 from mimkit.data.shards.tar import number_classes
-from mimkit.data.shards.urls import FIRST_WAITS, RemoteFile, at_once, fetch, open_remote, patiently
+from mimkit.data.shards.urls import FIRST_WAITS, RemoteFile, download, map_in_threads, open_remote, with_retries
 from mimkit.data.splits import choose_splits, split_of
 from mimkit.data.string_array import StringArray
 from mimkit.errors import BadImage, DataUnreachable
@@ -67,7 +67,7 @@ class ParquetImages:
     """
 
     path: Location
-    files: Fetched
+    files: FetchedFiles
     names: StringArray
     shards: np.ndarray
     rows: np.ndarray
@@ -90,12 +90,12 @@ class ParquetImages:
 
     def identity(self, positions: np.ndarray) -> bytes:
         """Sizes of the files."""
-        sizes = np.array([file.size for file in self.files.source.files], dtype="<i8")
+        sizes = np.array([file.size for file in self.files.remote.files], dtype="<i8")
         return sizes[self.shards[positions]].tobytes()
 
-    def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
+    def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
         """Pass it on to the files."""
-        self.files.expect(now, soon)
+        self.files.prefetch(current, upcoming)
 
 
 def is_parquet(path: Path) -> bool:
@@ -116,7 +116,7 @@ def open_parquet(root: Location, files: Sequence[RemoteFile], cache: Cache) -> P
         DataUnreachable: the server does not answer.
     """
     files, splits = choose_splits(files, [split_of(file.name) for file in files])
-    found = list(at_once(lambda file: _rows(file, cache), files, 16))
+    found = list(map_in_threads(lambda file: _rows(file, cache), files, 16))
     counts = np.array([rows.count for rows in found])
     if not counts.sum():
         raise ValueError(f"no rows in the {len(files)} parquet files of {root}")
@@ -128,7 +128,7 @@ def open_parquet(root: Location, files: Sequence[RemoteFile], cache: Cache) -> P
     columns = {file: rows.column for file, rows in zip(files, found, strict=True)}
     return ParquetImages(
         root,
-        Fetched(Source(files, cache, _Rewritten(columns), ".rows")),
+        FetchedFiles(RemoteFiles(files, cache, _Rewritten(columns), ".rows")),
         names,
         shards,
         np.concatenate([np.arange(count) for count in counts]),
@@ -220,7 +220,7 @@ def _rows(file: RemoteFile, cache: Cache) -> Rows:
     """What is known of a file, kept in the cache for good."""
     name = f"{file.key}.rows.npz"
     try:
-        with np.load(io.BytesIO(cache.recall(name) or b""), allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(cache.get_small(name) or b""), allow_pickle=False) as arrays:
             about = json.loads(str(arrays["about"]))
             labels = arrays["labels"] if about["labelled"] else None
             return Rows(about["column"], about["count"], labels, about["classes"])
@@ -230,7 +230,7 @@ def _rows(file: RemoteFile, cache: Cache) -> Rows:
     about = {"column": rows.column, "count": rows.count, "labelled": rows.labels is not None, "classes": rows.classes}
     buffer = io.BytesIO()
     np.savez(buffer, about=np.array(json.dumps(about)), labels=np.zeros(0) if rows.labels is None else rows.labels)
-    cache.remember(name, buffer.getvalue())
+    cache.put_small(name, buffer.getvalue())
     return rows
 
 
@@ -242,11 +242,11 @@ def _read_rows(file: RemoteFile, cache: Cache) -> Rows:
             return _rows_of(source, file.url)
 
     try:
-        return patiently(ranged, file.url, FIRST_WAITS)
+        return with_retries(ranged, file.url, FIRST_WAITS)
     except ValueError as error:
         if "requested" not in str(error) and "seek" not in str(error):  # fsspec's words for a server without ranges
             raise
-    whole = Fetched(Source([file], cache, suffix=".parquet"))
+    whole = FetchedFiles(RemoteFiles([file], cache, suffix=".parquet"))
     return _rows_of(whole.file(0), file.url)
 
 
@@ -285,7 +285,7 @@ class _Rewritten:
 
         fetched = target.with_name(f"{target.name}.parquet")
         try:
-            fetch(file, fetched, waits)
+            download(file, fetched, waits)
             with parquet.ParquetFile(fetched) as source, target.open("wb") as out:
                 count = source.metadata.num_rows
                 places = np.zeros((count, 2), dtype="<i8")

@@ -81,7 +81,7 @@ class SavedDataset:
         splits = np.searchsorted(self._limits, positions, side="right") - 1
         return "\0".join(self._tables[split]._fingerprint for split in np.unique(splits)).encode()
 
-    def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
+    def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
         """Nothing to do: the files are here."""
 
 

@@ -43,7 +43,7 @@ class Files(Protocol):
             OSError: it cannot be read.
         """
 
-    def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
+    def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
         """Learn which files are being read, and which come next."""
 
 
@@ -58,7 +58,7 @@ class LocalFiles:
             file.seek(start)
             return file.read(length)
 
-    def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
+    def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
         pass
 
 
@@ -124,9 +124,9 @@ class Shards:
         """Lengths of the images."""
         return self.places[positions, 1].astype("<i8").tobytes()
 
-    def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
+    def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
         """Pass it on to the files."""
-        self.files.expect(now, soon)
+        self.files.prefetch(current, upcoming)
 
 
 def find_shards(data: Path, has_images: Callable[[], bool]) -> Shards | None:
