@@ -127,10 +127,6 @@ class Cache:
         os.utime(path)
         return file
 
-    def discard(self, name: str) -> None:
-        """Remove a file that is not what it should be."""
-        (self.folder / name).unlink(missing_ok=True)
-
     def _lock(self, name: str, *, wait: bool) -> FileLock:
         (self.folder / "locks").mkdir(exist_ok=True)
         return FileLock(self.folder / "locks" / f"{name}.lock", timeout=-1 if wait else 0)
