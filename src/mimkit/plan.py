@@ -36,20 +36,22 @@ class Plan:
     probe_every: int
     notes: list[str]
 
-    def batches(self, workers: int, world: World = ALONE, *, prefetch: int = 2, pinned: bool = False) -> TrainBatches:
+    def batches(
+        self, workers: int, world: World = ALONE, *, prefetch: int = 2, pin_memory: bool = False
+    ) -> TrainBatches:
         return TrainBatches(
             self.train,
             view=self.recipe.view,
             size=self.recipe.image_size,
             channels=self.recipe.channels,
             batch_size=self.recipe.train.batch_size,
-            parts=self.parts,
+            accumulation=self.parts,
             repeats=self.settings.repeats,
             decode=self.settings.decode,
             seed=self.settings.seed,
             workers=workers,
             prefetch=prefetch,
-            pinned=pinned,
+            pin_memory=pin_memory,
             rank=world.rank,
             world=world.size,
         )

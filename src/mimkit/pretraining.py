@@ -130,14 +130,14 @@ def execute(
 
     for line in (*describe(request, world), *request.notes, *tuning.in_words()) if world.leads else ():
         print(line, file=sys.stderr)
-    batches = request.batches(tuning.workers, world, prefetch=tuning.prefetch, pinned=device.type == "cuda")
+    batches = request.batches(tuning.workers, world, prefetch=tuning.prefetch, pin_memory=device.type == "cuda")
     every = request.probe_every * batches.steps_per_epoch
     method = request.method
     evaluators: list[tuple[int, Evaluator]] = []
     if len(request.held_out):
         bank = subset(request.train, request.settings.probe_images)
         test = subset(request.held_out, request.settings.probe_images)
-        probe = Probe(method, bank, test, device=device, workers=tuning.workers, batch_size=batches.share)
+        probe = Probe(method, bank, test, device=device, workers=tuning.workers, batch_size=batches.micro_batch)
         shown = Reconstructions(method, subset(request.held_out, PICTURES), run.folder, device=device)
         evaluators = [(every, probe), (every, shown)]
     try:

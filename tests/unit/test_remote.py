@@ -77,9 +77,9 @@ def same(a: loader.Batch, b: loader.Batch) -> bool:
 
 
 def assert_same_from(step: int, count: int, some: TrainBatches, reference: TrainBatches) -> None:
-    running = some.starting_at(step)
+    running = some.from_step(step)
     for number in range(step, step + count):
-        assert same(next(running), reference.part(number))
+        assert same(next(running), reference.micro_batch_at(number))
     running.close()
 
 
@@ -148,7 +148,7 @@ def test_the_memory_file_system(local: Path, cache: Cache) -> None:
         memory.pipe_file(f"/bucket/some/{path.name}", path.read_bytes())
     far = find_images("memory://bucket/some", cache)
     assert far.fingerprint() == find_images(local).fingerprint()
-    assert same(batches(far).part(1), batches(find_images(local)).part(1))
+    assert same(batches(far).micro_batch_at(1), batches(find_images(local)).micro_batch_at(1))
 
 
 # The index
@@ -231,12 +231,12 @@ def test_each_shard_comes_once_and_ahead_of_its_window(
         path.unlink()
     server.gets.clear()
     train = batches(images, batch_size=1)
-    train.part(0)
+    train.micro_batch_at(0)
     until(lambda: len(tars(cache)) == 2)  # the window's shard and the next one's
     time.sleep(0.1)
     assert len(tars(cache)) == 2
     for number in range(len(images)):
-        train.part(number)
+        train.micro_batch_at(number)
     assert set(server.gets.values()) == {1}
 
 
@@ -346,13 +346,13 @@ def test_a_server_that_dies_ends_the_work_in_one_line(server: ShardServer, cache
     for path in tars(cache):
         path.unlink()
     server.fail = lambda method, path: 503
-    running = batches(images, workers=workers).starting_at(0)
+    running = batches(images, workers=workers).from_step(0)
     with pytest.raises(DataUnreachable, match=r"^http://127.*\.tar cannot be fetched: .*503.*3 tries"):
         next(running)
     running.close()
     server.fail = lambda method, path: 404
     with pytest.raises(DataUnreachable, match=r"cannot be fetched: FileNotFoundError"):
-        batches(images).part(0)
+        batches(images).micro_batch_at(0)
 
 
 def test_a_full_disk(server: ShardServer, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,7 +239,7 @@ def test_a_trial_has_told_how_fast_steps_are(photos, monkeypatch):
     monkeypatch.setattr(tuning, "speed_of", None)
     request, chosen = tuned(request, Machine(), CPU, ALONE)
     assert (request.settings.micro_batch, request.parts) == (4, 3)
-    assert request.batches(0).share == 4
+    assert request.batches(0).micro_batch == 4
     assert chosen.computed == 8
     assert chosen.to_json()["micro_batch_trials"] == [asdict(trial) for trial in found]
 
@@ -316,7 +316,7 @@ def test_repeats_make_a_batch_of_fewer_images(photos):
     """35 images train: with two views each they make a batch of 70, which the loader agrees with, and none larger."""
     request = planned(photos, batch_size=70, repeats=2)
     assert len(request.train) == 35
-    assert len(request.batches(0).part(0)) == 70
+    assert len(request.batches(0).micro_batch_at(0)) == 70
     with pytest.raises(ValueError, match=r"--batch-size 72 is more than the 35 training images .* --repeats 2"):
         planned(photos, batch_size=72, repeats=2)
     with pytest.raises(ValueError, match="--repeats 5 does not divide the 12 images"):
@@ -325,7 +325,7 @@ def test_repeats_make_a_batch_of_fewer_images(photos):
         planned(photos, repeats=2, micro_batch=3)
     shrunk = planned(photos, batch_size=None, repeats=3)
     assert shrunk.recipe.train.batch_size == 96  # of the recipe's 4096; 32 images, three views each
-    assert shrunk.batches(0).share == 96
+    assert shrunk.batches(0).micro_batch == 96
 
 
 # The machine

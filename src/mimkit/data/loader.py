@@ -33,7 +33,7 @@ class Batch:
     Args:
         images: uint8 [B, C, H, W], in memory with the channels last, as decoders write them.
         keys: int64 [B], one for each (seed, epoch, image, repeat), from which further draws such as masks are made.
-        batch_key: int64 [1], the same for all parts and shares of one training batch.
+        batch_key: int64 [1], the same for all micro-batches of one training batch.
         indices: int64 [B], positions in the image list.
         skipped: (path, reason) of each bad image that was met on the way.
     """
@@ -62,9 +62,9 @@ class Batch:
 class TrainBatches:
     """Random views of all images, shuffled in each pass; the images that do not fill a last batch wait for the next.
 
-    A batch can come in several equal parts, for steps that accumulate gradients, and each of these in equal shares, one
-    for each of several processes; together they are the same images with the same keys. A bad image is replaced by one
-    that comes soon after its batch in the pass's order.
+    A batch can come in several equal micro-batches, for steps that accumulate gradients and for several processes;
+    together they are the same images with the same keys. A bad image is replaced by one that comes soon after its
+    batch in the pass's order.
 
     With repeats R, an image is decoded once and gives R views, each with a key of its own, side by side in the batch:
     B views come from B / R images. A step and an epoch have as many views as without repeats, and an R-th of the
@@ -79,18 +79,18 @@ class TrainBatches:
         channels: 3 or 1.
         decode: with what; see `open_image`.
         batch_size: views per batch, which is to say per step, over all processes.
-        parts: pieces that a batch comes in.
+        accumulation: steps that gradients accumulate over: the micro-batches of each process in a batch.
         repeats: views of each image.
         seed: of order, views and keys.
         workers: processes that read; 0 reads in this one.
-        prefetch: parts that each of them reads ahead.
-        pinned: whether what they read comes in pinned memory, for a GPU.
-        rank: which share of each part this process has.
-        world: how many processes share a part.
+        prefetch: micro-batches that each of them reads ahead.
+        pin_memory: whether what they read comes in pinned memory, for a GPU.
+        rank: which of the processes this is.
+        world: how many processes train together.
 
     Raises:
-        ValueError: the batch size is below 1 or needs more images than there are, does not divide into the parts,
-            processes and repeats, or another value is out of range.
+        ValueError: the batch size is below 1 or needs more images than there are, does not divide into the
+            micro-batches, processes and repeats, or another value is out of range.
     """
 
     images: ImageList
@@ -100,27 +100,28 @@ class TrainBatches:
     channels: int = 3
     decode: Decoder = "pillow"
     batch_size: int
-    parts: int = 1
+    accumulation: int = 1
     repeats: int = 1
     seed: int = 0
     workers: int = 0
     prefetch: int = 2
-    pinned: bool = False
+    pin_memory: bool = False
     rank: int = 0
     world: int = 1
 
     def __post_init__(self) -> None:
-        if self.parts < 1 or self.batch_size % self.parts:
-            raise ValueError(f"a batch of {self.batch_size} does not divide into {self.parts} parts")
+        if self.accumulation < 1 or self.batch_size % self.accumulation:
+            raise ValueError(f"a batch of {self.batch_size} does not divide into {self.accumulation} micro-batches")
         if not 0 <= self.rank < self.world:
             raise ValueError(f"there is no process {self.rank} among {self.world}")
-        if self.batch_size % (self.parts * self.world):
+        if self.batch_size % (self.accumulation * self.world):
             raise ValueError(
-                f"a batch of {self.batch_size} in {self.parts} parts does not divide among {self.world} processes"
+                f"a batch of {self.batch_size} does not divide into {self.accumulation} micro-batches for each of "
+                f"{self.world} processes"
             )
-        if self.repeats < 1 or self.share % self.repeats:
+        if self.repeats < 1 or self.micro_batch % self.repeats:
             raise ValueError(
-                f"{self.share} views, what a process computes at once, are not made of {self.repeats} repeats"
+                f"{self.micro_batch} views, what a process computes at once, are not made of {self.repeats} repeats"
             )
         if not 1 <= self._images_per_step <= len(self.images):
             needed = f" of {self.repeats} views each" if self.repeats > 1 else ""
@@ -133,9 +134,9 @@ class TrainBatches:
         return max(1, len(self.images) // self.batch_size)
 
     @property
-    def share(self) -> int:
+    def micro_batch(self) -> int:
         """Views that a process computes at once."""
-        return self.batch_size // (self.parts * self.world)
+        return self.batch_size // (self.accumulation * self.world)
 
     @property
     def _images_per_step(self) -> int:
@@ -150,36 +151,36 @@ class TrainBatches:
         """int64 [S]: what the images' store calls the shards of the order, if there are any."""
         return self.images.shards_of(self._order.limits[:-1])
 
-    def starting_at(self, step: int) -> Generator[Batch]:
-        """All parts of all batches from global step `step` on, without end. Closing the iterator ends its workers.
+    def from_step(self, step: int) -> Generator[Batch]:
+        """This process's micro-batches from global step `step` on, without end. Closing the iterator ends its workers.
 
         Raises:
-            TooManyBadImages: see `part`.
+            TooManyBadImages: see `micro_batch_at`.
         """
         _ = self._order, self._shards  # made here once, rather than by each worker
-        numbers = itertools.count(step * self.parts)
-        return in_order(self.part, numbers, self.workers, prefetch=self.prefetch, pinned=self.pinned)
+        numbers = itertools.count(step * self.accumulation)
+        return in_order(self.micro_batch_at, numbers, self.workers, prefetch=self.prefetch, pin_memory=self.pin_memory)
 
-    def part(self, number: int) -> Batch:
-        """This process's share of one part of a batch, counted over all steps, read in this process.
+    def micro_batch_at(self, number: int) -> Batch:
+        """One micro-batch, by its number over all steps, read in this process.
 
         Raises:
             TooManyBadImages: 100 candidates in a row, or all images there are, were bad.
         """
         count, order = len(self.images), self._order
         views = Views(self.images, self.view, self.size, self.channels, self.decode)
-        whole, share = self._images_per_step, self.share // self.repeats
-        epoch, place = divmod(number, count // whole * self.parts)
-        first = (place * self.world + self.rank) * share
-        indices = order.at(self.seed, epoch, np.arange(first, first + share))
+        per_step, own = self._images_per_step, self.micro_batch // self.repeats
+        epoch, place = divmod(number, count // per_step * self.accumulation)
+        first = (place * self.world + self.rank) * own
+        indices = order.at(self.seed, epoch, np.arange(first, first + own))
         if self._shards is not None:
-            current, upcoming = order.windows(self.seed, epoch, first, first + share)
+            current, upcoming = order.windows(self.seed, epoch, first, first + own)
             self.images.prefetch(self._shards[current], self._shards[upcoming])
         keys = self._keys(epoch, indices)
-        pixels = views.empty(share * self.repeats)
+        pixels = views.empty(own * self.repeats)
         skipped: dict[str, str] = {}
-        for slot in range(share):
-            spares = itertools.count(first + slot + whole)
+        for slot in range(own):
+            spares = itertools.count(first + slot + per_step)
             tries = min(MOST_BAD_IN_A_ROW, count + 1)
             cuts = slice(slot * self.repeats, (slot + 1) * self.repeats)
             while (bad := views.put(pixels[cuts], indices[slot], keys[cuts])) is not None:
@@ -191,7 +192,8 @@ class TrainBatches:
                     )
                 indices[slot : slot + 1] = order.at(self.seed, epoch, np.array([next(spares) % count]))
                 keys[cuts] = self._keys(epoch, indices[slot : slot + 1])
-        batch_key = _keys(self.seed, epoch, np.array([-2 - place // self.parts]))  # of no image, and not the order's
+        # The key of no image, and not the order's, which is that of -1.
+        batch_key = _keys(self.seed, epoch, np.array([-2 - place // self.accumulation]))
         return _batch(pixels, keys, batch_key, indices.repeat(self.repeats), skipped)
 
     def _keys(self, epoch: int, indices: np.ndarray) -> np.ndarray:

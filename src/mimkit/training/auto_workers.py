@@ -101,20 +101,22 @@ def tuned(request: "Plan", machine: Machine, device: torch.device, world: World)
         return request, Tuning(workers=machine.workers, trials=trials)
 
     batches = request.batches(0, world)
-    speeds = [trial.images_per_second for trial in trials if trial.images == batches.share]
+    speeds = [trial.images_per_second for trial in trials if trial.images == batches.micro_batch]
     computed = (
         speeds[0]
         if speeds
-        else speed_of(a_copy(request.method, machine.recompute), request.recipe, batches.share, device)
+        else speed_of(a_copy(request.method, machine.recompute), request.recipe, batches.micro_batch, device)
     )
     seconds = reading_times(batches)
     if computed is None or not seconds:
         return request, Tuning(workers=choose_workers(None), trials=trials)
     each = [taken / batches.repeats for taken in seconds]
-    mib = batches.share * batches.channels * math.prod(batches.size) / 2**20
+    mib = batches.micro_batch * batches.channels * math.prod(batches.size) / 2**20
     room = min(PIXELS, 0.1 * available_memory(), 0.5 * shared_memory())
     needed = computed * (2 if request.settings.compile else 1)  # what is compiled may be twice as fast
-    workers, prefetch = readers(each, needed, batches.share, most=min(MOST_WORKERS, cores()), fitting=int(room / mib))
+    workers, prefetch = readers(
+        each, needed, batches.micro_batch, most=min(MOST_WORKERS, cores()), fitting=int(room / mib)
+    )
     return request, Tuning(workers=workers, prefetch=prefetch, trials=trials, read=1 / fmean(each), computed=computed)
 
 
@@ -138,18 +140,18 @@ def reading_times(batches: TrainBatches) -> list[float]:
     """Seconds for each of up to 64 images, decoded and cut into all views, of what a run reads first, in about a
     second; none where they cannot be read, which training will explain.
     """
-    one = replace(batches, batch_size=batches.repeats, parts=1, rank=0, world=1)
+    one = replace(batches, batch_size=batches.repeats, accumulation=1, rank=0, world=1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as reading processes have it
     seconds: list[float] = []
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")
-            one.part(batches.rank)  # loads what decoding needs
+            one.micro_batch_at(batches.rank)  # loads what decoding needs
             while len(seconds) < 64 and sum(seconds) < 1:
                 number = batches.rank + (1 + len(seconds)) * batches.world
                 started = time.perf_counter()
-                one.part(number)
+                one.micro_batch_at(number)
                 seconds.append(time.perf_counter() - started)
     except Exception:
         return []

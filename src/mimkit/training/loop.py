@@ -38,9 +38,9 @@ class Batches(Protocol):
     def steps_per_epoch(self) -> int: ...
 
     @property
-    def parts(self) -> int: ...
+    def accumulation(self) -> int: ...
 
-    def starting_at(self, step: int) -> Generator[Any]: ...
+    def from_step(self, step: int) -> Generator[Any]: ...
 
 
 class Evaluator(Protocol):
@@ -152,17 +152,17 @@ def fit(
 
     def add_gradients() -> Tensor:
         loss = torch.zeros((), device=device)
-        for number in range(batches.parts):
+        for number in range(batches.accumulation):
             with progress.waiting():
                 batch = next(parts)
             met.extend(batch.skipped)
-            with accumulating(loss_of, more=number < batches.parts - 1):
+            with accumulating(loss_of, more=number < batches.accumulation - 1):
                 loss += backward(batch)
         return world.mean(loss)
 
     def backward(batch: Any) -> Tensor:
         with autocast(device, values.precision):
-            part: Tensor = loss_of(**batch.inputs(device)) / batches.parts
+            part: Tensor = loss_of(**batch.inputs(device)) / batches.accumulation
         with uninterrupted():
             part.backward()
         return part.detach()
@@ -198,9 +198,9 @@ def fit(
     step = state.step
     with (
         Progress(steps=steps, done=step, images_per_step=values.batch_size, silent=not world.leads) as progress,
-        closing(batches.starting_at(step)) as coming,
+        closing(batches.from_step(step)) as coming,
         stop_signals() as stop,
-        explained(lambda: step, run, values.batch_size // batches.parts // world.size),
+        explained(lambda: step, run, values.batch_size // batches.accumulation // world.size),
     ):
         parts: Iterator[Any] = coming
         if world.size > 1 and step < steps:
