@@ -176,7 +176,7 @@ class TrainBatches:
         if self._shards is not None:
             current, upcoming = order.windows(self.seed, epoch, first, first + own)
             self.images.prefetch(self._shards[current], self._shards[upcoming])
-        keys = self._keys(epoch, indices)
+        keys = self._view_keys(epoch, indices)
         pixels = views.empty(own * self.repeats)
         skipped: dict[str, str] = {}
         for slot in range(own):
@@ -191,14 +191,14 @@ class TrainBatches:
                         f"{min(MOST_BAD_IN_A_ROW, count)} images in a row cannot be read; the last: {bad}"
                     )
                 indices[slot : slot + 1] = order.at(self.seed, epoch, np.array([next(spares) % count]))
-                keys[cuts] = self._keys(epoch, indices[slot : slot + 1])
+                keys[cuts] = self._view_keys(epoch, indices[slot : slot + 1])
         # The key of no image, and not the order's, which is that of -1.
-        batch_key = _keys(self.seed, epoch, np.array([-2 - place // self.accumulation]))
+        batch_key = _image_keys(self.seed, epoch, np.array([-2 - place // self.accumulation]))
         return _batch(pixels, keys, batch_key, indices.repeat(self.repeats), skipped)
 
-    def _keys(self, epoch: int, indices: np.ndarray) -> np.ndarray:
+    def _view_keys(self, epoch: int, indices: np.ndarray) -> np.ndarray:
         """int64 [images] to int64 [images * repeats]; the first repeat of an image has the key it has without."""
-        first = _keys(self.seed, epoch, indices)[:, None]
+        first = _image_keys(self.seed, epoch, indices)[:, None]
         more = scramble(scramble(~torch.from_numpy(first)) + torch.arange(1, self.repeats)).numpy()
         return np.concatenate([first, more], axis=1).ravel()
 
@@ -266,7 +266,7 @@ class Views:
 
 def _read_in_order(views: Views, batch_size: int, step: int) -> Batch:
     indices = np.arange(step * batch_size, min((step + 1) * batch_size, len(views.images)))
-    keys = _keys(0, 0, indices)
+    keys = _image_keys(0, 0, indices)
     _prefetch(views.images, indices, indices[-1] + 1 + np.arange(4 * batch_size))
     pixels = views.empty(len(indices))
     good: list[int] = []
@@ -294,7 +294,7 @@ def _batch(
     return Batch(images.permute(0, 3, 1, 2), own, shared, positions, list(skipped.items()))
 
 
-def _keys(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
+def _image_keys(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
     return sample_keys(seed, epoch, torch.from_numpy(indices)).numpy()
 
 
