@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mimkit.cli.main import main
+from mimkit.data import TrainBatches
 from mimkit.method import Method
 from mimkit.plan import Plan, plan
 from mimkit.pretraining import pretrain
@@ -28,7 +29,7 @@ from mimkit.training.auto_batch import (
     search,
     speed_of,
 )
-from mimkit.training.auto_workers import Tuning, readers, reading_times, tuned
+from mimkit.training.auto_workers import Tuning, readers, tuned
 from mimkit.training.distributed import ALONE, World
 from mimkit.training.hardware import available_memory, choose_workers, cores
 from mimkit.training.run_folder import Run
@@ -225,7 +226,7 @@ def test_measuring_leaves_no_trace(photos, monkeypatch):
 
 
 def test_workers_given_by_hand_are_not_measured(photos, monkeypatch):
-    monkeypatch.setattr(tuning, "reading_times", None)
+    monkeypatch.setattr(TrainBatches, "reading_times", None)
     monkeypatch.setattr(tuning, "speed_of", None)
     request = planned(photos)
     assert tuned(request, Machine(workers=3), CPU, ALONE) == (request, Tuning(workers=3, trials=[]))
@@ -264,13 +265,13 @@ def test_readers_are_further_ahead_where_images_differ():
 
 def test_bad_images_do_not_stop_the_measurement(photos, tmp_path, make_photos):
     request = planned(photos)
-    assert len(reading_times(request.batches(0))) == 64
-    assert len(reading_times(planned(photos, repeats=2).batches(0))) == 64
+    assert len(request.batches(0).reading_times()) == 64
+    assert len(planned(photos, repeats=2).batches(0).reading_times()) == 64
     bad = make_photos(tmp_path / "bad", count=20)
     request = planned(bad, batch_size=4, image_size=(64,))
     for path in bad.rglob("*.png"):
         path.write_bytes(b"")
-    assert reading_times(request.batches(0)) == []
+    assert request.batches(0).reading_times() == []
     _, chosen = tuned(request, Machine(), CPU, ALONE)
     assert chosen == Tuning(workers=choose_workers(None), trials=[])
 

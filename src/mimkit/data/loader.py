@@ -7,6 +7,8 @@ Shapes: B batch, C channels, H W pixels.
 
 import functools
 import itertools
+import time
+import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 
@@ -195,6 +197,30 @@ class TrainBatches:
         # The key of no image, and not the order's, which is that of -1.
         batch_key = _image_keys(self.seed, epoch, np.array([-2 - place // self.accumulation]))
         return _batch(pixels, keys, batch_key, indices.repeat(self.repeats), skipped)
+
+    def reading_times(self) -> list[float]:
+        """Seconds that this process needs for each of up to 64 images, decoded and cut into all views, for about 1 s.
+
+        The images are those that training reads first. Empty where one cannot be read: training will say why.
+        """
+        one = replace(self, batch_size=self.repeats, accumulation=1, rank=0, world=1)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in data workers
+        seconds: list[float] = []
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", module="PIL")
+                one.micro_batch_at(self.rank)  # imports what decoding needs
+                while len(seconds) < 64 and sum(seconds) < 1:
+                    number = self.rank + (1 + len(seconds)) * self.world
+                    started = time.perf_counter()
+                    one.micro_batch_at(number)
+                    seconds.append(time.perf_counter() - started)
+        except Exception:
+            return []
+        finally:
+            torch.set_num_threads(threads)
+        return seconds
 
     def _view_keys(self, epoch: int, indices: np.ndarray) -> np.ndarray:
         """int64 [images] to int64 [images * repeats]; the first repeat of an image has the key it has without."""

@@ -6,8 +6,6 @@ processes read them.
 
 import math
 import sys
-import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean, pstdev
@@ -15,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mimkit.data import TrainBatches
 from mimkit.settings import Machine
 from mimkit.training.auto_batch import Trial, a_copy, divisors, find_micro_batch, speed_of
 from mimkit.training.distributed import World
@@ -107,7 +104,7 @@ def tuned(request: "Plan", machine: Machine, device: torch.device, world: World)
         if speeds
         else speed_of(a_copy(request.method, machine.recompute), request.recipe, batches.micro_batch, device)
     )
-    seconds = reading_times(batches)
+    seconds = batches.reading_times()
     if computed is None or not seconds:
         return request, Tuning(workers=choose_workers(None), trials=trials)
     each = [taken / batches.repeats for taken in seconds]
@@ -134,27 +131,3 @@ def readers(seconds: Sequence[float], computed: float, batch: int, *, most: int,
     slow = batch * fmean(seconds) + 3 * math.sqrt(batch) * pstdev(seconds)  # of a thousand batches, about one
     ahead = math.ceil(slow * computed / batch / workers)  # computed meanwhile
     return workers, max(1, min(max(2, ahead), fitting // workers))
-
-
-def reading_times(batches: TrainBatches) -> list[float]:
-    """Seconds for each of up to 64 images, decoded and cut into all views, of what a run reads first, in about a
-    second; none where they cannot be read, which training will explain.
-    """
-    one = replace(batches, batch_size=batches.repeats, accumulation=1, rank=0, world=1)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as reading processes have it
-    seconds: list[float] = []
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")
-            one.micro_batch_at(batches.rank)  # loads what decoding needs
-            while len(seconds) < 64 and sum(seconds) < 1:
-                number = batches.rank + (1 + len(seconds)) * batches.world
-                started = time.perf_counter()
-                one.micro_batch_at(number)
-                seconds.append(time.perf_counter() - started)
-    except Exception:
-        return []
-    finally:
-        torch.set_num_threads(threads)
-    return seconds
