@@ -3,7 +3,10 @@ flushed to the disk, renamed."""
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 Location = Path | str
 """A path, or the text of a URL."""
@@ -27,11 +30,13 @@ def refuse_unwritable(path: Path) -> None:
         raise ValueError(f"--out {path} cannot be written: {above} allows no new files")
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file atomically."""
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that appears under its name, or replaces the one there, only when complete; never after an error."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        unfinished.write_bytes(data)
+        with unfinished.open("wb") as file:
+            yield file
         flush(unfinished)
         os.replace(unfinished, path)
     except OSError as error:
@@ -41,6 +46,12 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file atomically."""
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,8 +20,7 @@ import os
 import struct
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,7 +33,7 @@ from mimkit.data.images import ImageList
 from mimkit.data.string_array import StringArray
 from mimkit.data.workers import in_order
 from mimkit.errors import BadImage
-from mimkit.files import flush
+from mimkit.files import atomic_file
 
 MAGIC, VERSION = b"mimkpack", 1
 _HEADER = struct.Struct("<8sIIQQQ32s32s")
@@ -205,7 +204,8 @@ def write_pack(
     sizes = np.zeros((len(images), 2), dtype=np.int32)
     lengths, checksums = np.zeros(len(images), dtype=np.int64), np.zeros(len(images), dtype=np.uint32)
     skipped: list[tuple[str, str]] = []
-    with _whole(out) as file:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(out) as file:
         file.write(bytes(_HEADER_BYTES))
         some = in_order(shrink, range(-(-len(images) // _AT_ONCE)), workers)
         try:
@@ -284,24 +284,6 @@ def _shrink(images: ImageList, index: int, short_side: int, quality: int) -> tup
     except (OSError, ValueError) as error:  # more than 65,535 pixels long
         return f"{image.width} x {image.height} pixels do not go into a JPEG: {error}"
     return buffer.getvalue(), image.size
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when all has been written, and not at all after an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-        flush(unfinished)
-        os.replace(unfinished, path)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _aligned(place: int) -> int:
