@@ -6,7 +6,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+HAS_LOCKS = fcntl is not None
+"""False on Windows, where `process_lock` and `lock_open_file` do nothing."""
 
 Location = Path | str
 """A path, or the text of a URL."""
@@ -66,6 +74,36 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def process_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file, which is made if need be. The system releases it when the process ends.
+
+    Only this process holds it, not its forked children, which may outlive it for a moment. On Windows nothing is
+    locked.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    with path.open("w") as file:
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def lock_open_file(file: IO[Any], *, shared: bool) -> None:
+    """Lock a file until it is closed, also by forked children. On Windows nothing is locked.
+
+    Args:
+        file: open for reading.
+        shared: with others that share it, waiting for one that does not; else alone, without waiting.
+
+    Raises:
+        BlockingIOError: others have it locked, and it is not to be shared.
+    """
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def located(data: str | Path) -> Location:

@@ -15,14 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mimkit.files import flush, refuse_unwritable, write_text
+from mimkit.files import flush, process_lock, refuse_unwritable, write_text
 from mimkit.training.checkpoint import Checkpoint, load, recover, save
 from mimkit.training.distributed import ALONE, World
-
-try:
-    import fcntl
-except ImportError:  # no such locks on Windows
-    fcntl = None  # type: ignore[assignment]
 
 
 class Run:
@@ -140,12 +135,11 @@ def refuse_nonempty(folder: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with (folder / ".lock").open("w") as file:
-        if fcntl is not None:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(f"{folder} is being trained by another process") from error
+    with contextlib.ExitStack() as stack:  # so that only what the lock raises is translated
+        try:
+            stack.enter_context(process_lock(folder / ".lock"))
+        except BlockingIOError as error:
+            raise ValueError(f"{folder} is being trained by another process") from error
         yield
 
 

@@ -17,12 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mimkit.errors import DataUnreachable
-from mimkit.files import flush, write_bytes
-
-try:
-    import fcntl
-except ImportError:  # no such locks on Windows
-    fcntl = None  # type: ignore[assignment]
+from mimkit.files import HAS_LOCKS, flush, lock_open_file, write_bytes
 
 GIGABYTE = 10**9
 DEFAULT_GB = 50.0
@@ -119,8 +114,8 @@ class Cache:
             file = path.open("rb", buffering=0)
         except FileNotFoundError:
             return None
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_SH)
+        if HAS_LOCKS:
+            lock_open_file(file, shared=True)
             if not os.fstat(file.fileno()).st_nlink:  # removed just before
                 file.close()
                 return None
@@ -170,11 +165,11 @@ class Cache:
 
 def _remove_unused(path: Path) -> bool:
     try:
-        if fcntl is None:
+        if not HAS_LOCKS:  # on Windows the system refuses to remove open files
             path.unlink(missing_ok=True)
             return True
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_open_file(file, shared=False)
             path.unlink(missing_ok=True)
     except FileNotFoundError:
         return True
