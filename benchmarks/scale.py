@@ -107,9 +107,9 @@ def measure(data: Path) -> dict[str, float]:
     result["peak_mib"] = memory("VmHWM", "status") - before
     result["kept_mib"] = memory("VmRSS", "status") - before
     batches = TrainBatches(train, view=CenterCrop(), size=(8, 8), batch_size=BATCH)
-    result["first_batch_ms"] = 1000 * timed(lambda: batches.part(0))[1]
-    result["batch_ms"] = 1000 * timed(lambda: [batches.part(i) for i in range(1, 51)])[1] / 50
-    running = TrainBatches(train, view=CenterCrop(), size=(8, 8), batch_size=BATCH, workers=WORKERS).starting_at(0)
+    result["first_batch_ms"] = 1000 * timed(lambda: batches.micro_batch_at(0))[1]
+    result["batch_ms"] = 1000 * timed(lambda: [batches.micro_batch_at(i) for i in range(1, 51)])[1] / 50
+    running = TrainBatches(train, view=CenterCrop(), size=(8, 8), batch_size=BATCH, workers=WORKERS).from_step(0)
     for _ in itertools.islice(running, BATCHES):
         pass
     workers = [str(worker.pid) for worker in multiprocessing.active_children()]

@@ -70,13 +70,13 @@ def make_tiles(folder: Path) -> dict[str, int]:
         photograph.thumbnail((LONGEST, LONGEST))  # lest the largest ones give most of the tiles
         pixels = np.asarray(photograph)
         line = round(pixels.shape[1] * TRAIN_SHARE)
-        parts = {"train": (pixels[:, :line], TRAIN_STRIDE), "val": (pixels[:, line:], HELD_OUT_STRIDE)}
-        for part, (area, stride) in parts.items():
-            place = folder / part / Path(name).stem
+        splits = {"train": (pixels[:, :line], TRAIN_STRIDE), "val": (pixels[:, line:], HELD_OUT_STRIDE)}
+        for split, (area, stride) in splits.items():
+            place = folder / split / Path(name).stem
             place.mkdir(parents=True)
             for top in range(0, area.shape[0] - TILE + 1, stride):
                 for left in range(0, area.shape[1] - TILE + 1, stride):
                     tile = Image.fromarray(area[top : top + TILE, left : left + TILE])
                     tile.save(place / f"{top:04d}-{left:04d}.png", compress_level=1)
-                    counts[part] += 1
+                    counts[split] += 1
     return counts

@@ -3,7 +3,18 @@ flushed to the disk, renamed."""
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+HAS_LOCKS = fcntl is not None
+"""False on Windows, where `process_lock` and `lock_open_file` do nothing."""
 
 Location = Path | str
 """A path, or the text of a URL."""
@@ -27,11 +38,13 @@ def refuse_unwritable(path: Path) -> None:
         raise ValueError(f"--out {path} cannot be written: {above} allows no new files")
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file atomically."""
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that appears under its name, or replaces the one there, only when complete; never after an error."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        unfinished.write_bytes(data)
+        with unfinished.open("wb") as file:
+            yield file
         flush(unfinished)
         os.replace(unfinished, path)
     except OSError as error:
@@ -41,6 +54,12 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file atomically."""
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -55,6 +74,36 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def process_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file, which is made if need be. The system releases it when the process ends.
+
+    Only this process holds it, not its forked children, which may outlive it for a moment. On Windows nothing is
+    locked.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    with path.open("w") as file:
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def lock_open_file(file: IO[Any], *, shared: bool) -> None:
+    """Lock a file until it is closed, also by forked children. On Windows nothing is locked.
+
+    Args:
+        file: open for reading.
+        shared: with others that share it, waiting for one that does not; else alone, without waiting.
+
+    Raises:
+        BlockingIOError: others have it locked, and it is not to be shared.
+    """
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def located(data: str | Path) -> Location:

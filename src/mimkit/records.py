@@ -112,7 +112,7 @@ def make(record: Any, known: Mapping[str, Any]) -> Any:
     if unknown:
         raise ValueError(f"this version of mimkit's {record['name']} has no {', '.join(sorted(unknown))}")
     if is_dataclass(part):
-        return part(**values)
+        return part(**values)  # type: ignore[operator]
     return partial(part, **values) if values else part
 
 

@@ -49,11 +49,11 @@ def seen(name: str, more: dict, photos: Path, processes: int, micro_batch: int) 
     wanted = Settings(**given | TINY[recipe] | settings | more)
     request: Plan = plan(recipe, wanted, device=torch.device("cpu"), processes=processes)
     batches = [request.batches(0, World(rank, processes)) for rank in range(processes)]
-    assert {one.parts * micro_batch * processes for one in batches} == {BATCH}
-    coming = [one.starting_at(0) for one in batches]
+    assert {one.accumulation * micro_batch * processes for one in batches} == {BATCH}
+    coming = [one.from_step(0) for one in batches]
     samples: list[list[Tensor]] = []
     for _ in range(STEPS):
-        cut = [next(one) for _ in range(batches[0].parts) for one in coming]
+        cut = [next(one) for _ in range(batches[0].accumulation) for one in coming]
         found: list[list[Tensor]] = []
         for batch in cut:
             with torch.no_grad():

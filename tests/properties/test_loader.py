@@ -20,7 +20,7 @@ from PIL import Image
 
 from mimkit.data import Batch, ImageList, TrainBatches, find_images, load_images, read_image
 from mimkit.data.loader import TooManyBadImages
-from mimkit.data.string_array import Names
+from mimkit.data.string_array import StringArray
 from mimkit.randomness import sample_keys
 from mimkit.views import CenterCrop, RandomResizedCrop, Size
 
@@ -78,19 +78,19 @@ def assert_alike(some: list[Batch], others: list[Batch]) -> None:
 @pytest.mark.parametrize("kind", ["good", "spoiled"])
 def test_workers_and_resume_change_nothing(images: ImageList, spoiled: ImageList, kind: str) -> None:
     which = images if kind == "good" else spoiled
-    reference = first(10, batches(which).starting_at(0))  # two and a half epochs
+    reference = first(10, batches(which).from_step(0))  # two and a half epochs
     for workers in (1, 2):
-        assert_alike(reference, first(10, batches(which, workers).starting_at(0)))
-        assert_alike(reference[6:], first(4, batches(which, workers).starting_at(6)))
+        assert_alike(reference, first(10, batches(which, workers).from_step(0)))
+        assert_alike(reference[6:], first(4, batches(which, workers).from_step(6)))
     for step in range(10):
-        assert_alike(reference[step:], first(10 - step, batches(which).starting_at(step)))
+        assert_alike(reference[step:], first(10 - step, batches(which).from_step(step)))
     assert multiprocessing.active_children() == []
 
 
 def test_batches_are_what_they_say(images: ImageList) -> None:
     train = batches(images)
     assert train.steps_per_epoch == 4
-    for step, batch in enumerate(first(9, train.starting_at(0))):
+    for step, batch in enumerate(first(9, train.from_step(0))):
         assert len(batch) == 5
         assert (batch.images.dtype, batch.images.shape) == (torch.uint8, (5, 3, 12, 16))
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -109,8 +109,8 @@ def test_batches_are_what_they_say(images: ImageList) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_parts_together_are_the_batch(images: ImageList, spoiled: ImageList, workers: int) -> None:
     for which in (images, spoiled):
-        whole = first(6, batches(which, batch_size=6).starting_at(1))
-        parts = first(18, batches(which, workers, batch_size=6, parts=3).starting_at(1))
+        whole = first(6, batches(which, batch_size=6).from_step(1))
+        parts = first(18, batches(which, workers, batch_size=6, accumulation=3).from_step(1))
         for i, batch in enumerate(whole):
             pieces = parts[3 * i : 3 * i + 3]
             assert [len(piece) for piece in pieces] == [2, 2, 2]
@@ -118,31 +118,33 @@ def test_parts_together_are_the_batch(images: ImageList, spoiled: ImageList, wor
                 assert torch.equal(torch.cat([getattr(piece, name) for piece in pieces]), getattr(batch, name))
             assert all(torch.equal(piece.batch_key, batch.batch_key) for piece in pieces)
             assert set(batch.skipped) == {skip for piece in pieces for skip in piece.skipped}
-    for parts_of in (0, 4):
-        with pytest.raises(ValueError, match=f"a batch of 6 does not divide into {parts_of} parts"):
-            batches(images, batch_size=6, parts=parts_of)
+    for count in (0, 4):
+        with pytest.raises(ValueError, match=f"a batch of 6 does not divide into {count} micro-batches"):
+            batches(images, batch_size=6, accumulation=count)
 
 
 @pytest.mark.parametrize(
-    ("parts", "world", "repeats"),
+    ("accumulation", "world", "repeats"),
     [(1, 2, 1), (1, 4, 1), (2, 1, 1), (2, 3, 1), (3, 2, 1), (4, 3, 1), (1, 12, 1), (1, 2, 2), (2, 3, 2), (1, 4, 3)],
 )
 def test_all_processes_together_have_the_batch(
-    images: ImageList, spoiled: ImageList, parts: int, world: int, repeats: int
+    images: ImageList, spoiled: ImageList, accumulation: int, world: int, repeats: int
 ) -> None:
     """Each part is cut into contiguous shares; which image replaces a bad one does not depend on who meets it."""
     for which in (images, spoiled):
-        whole = first(4, batches(which, batch_size=12, repeats=repeats).starting_at(1))
+        whole = first(4, batches(which, batch_size=12, repeats=repeats).from_step(1))
         shares = [
             first(
-                4 * parts,
-                batches(which, batch_size=12, parts=parts, rank=r, world=world, repeats=repeats).starting_at(1),
+                4 * accumulation,
+                batches(
+                    which, batch_size=12, accumulation=accumulation, rank=r, world=world, repeats=repeats
+                ).from_step(1),
             )
             for r in range(world)
         ]
         for step, batch in enumerate(whole):
-            pieces = [shares[r][step * parts + part] for part in range(parts) for r in range(world)]
-            assert {len(piece) for piece in pieces} == {12 // (parts * world)}
+            pieces = [shares[r][step * accumulation + part] for part in range(accumulation) for r in range(world)]
+            assert {len(piece) for piece in pieces} == {12 // (accumulation * world)}
             for name in ("images", "keys", "indices"):
                 assert torch.equal(torch.cat([getattr(piece, name) for piece in pieces]), getattr(batch, name))
             assert all(torch.equal(piece.batch_key, batch.batch_key) for piece in pieces)
@@ -150,14 +152,14 @@ def test_all_processes_together_have_the_batch(
 
 
 def test_shares_that_do_not_come_out_even_are_named(images: ImageList) -> None:
-    with pytest.raises(ValueError, match="a batch of 12 in 2 parts does not divide among 4 processes"):
-        batches(images, batch_size=12, parts=2, world=4)
+    with pytest.raises(ValueError, match="a batch of 12 does not divide into 2 micro-batches for each of 4 processes"):
+        batches(images, batch_size=12, accumulation=2, world=4)
     for rank, world in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(ValueError, match=f"no process {rank} among {world}"):
             batches(images, batch_size=12, rank=rank, world=world)
     for repeats in (0, 4):
         with pytest.raises(ValueError, match=f"6 views, .* are not made of {repeats} repeats"):
-            batches(images, batch_size=12, parts=2, repeats=repeats)
+            batches(images, batch_size=12, accumulation=2, repeats=repeats)
     with pytest.raises(ValueError, match=r"a batch of 48 cannot be drawn from 23 images of 2 views each"):
         batches(images, batch_size=48, repeats=2)
 
@@ -178,7 +180,7 @@ def test_repeats_are_views_of_one_image_decoded_once(images: ImageList) -> None:
     plain, repeated = batches(images, batch_size=4), batches(images, batch_size=12, repeats=3, view=view)
     assert (plain.steps_per_epoch, repeated.steps_per_epoch) == (5, 1)
     for step, (one, three) in enumerate(
-        zip(first(15, plain.starting_at(0)), first(15, repeated.starting_at(0)), strict=True)
+        zip(first(15, plain.from_step(0)), first(15, repeated.from_step(0)), strict=True)
     ):
         assert len(three) == 12
         assert torch.equal(three.indices, one.indices.repeat_interleave(3))  # every image comes before any comes again
@@ -208,7 +210,7 @@ def jpegs(tmp_path_factory: pytest.TempPathFactory) -> ImageList:
 def test_decoders_agree_on_all_but_rounding(jpegs: ImageList, repeats: int) -> None:
     pytest.importorskip("simplejpeg")
     both = [batches(jpegs, batch_size=4, repeats=repeats, decode=decode) for decode in ("pillow", "simplejpeg")]
-    for slow, fast in zip(*(first(12, each.starting_at(0)) for each in both), strict=True):
+    for slow, fast in zip(*(first(12, each.from_step(0)) for each in both), strict=True):
         assert torch.equal(slow.indices, fast.indices)
         assert torch.equal(slow.keys, fast.keys)
         assert [path for path, _ in slow.skipped] == [path for path, _ in fast.skipped]
@@ -219,52 +221,50 @@ def test_decoders_agree_on_all_but_rounding(jpegs: ImageList, repeats: int) -> N
 @pytest.mark.parametrize("kind", ["good", "spoiled"])
 def test_repeats_resume_exactly(images: ImageList, spoiled: ImageList, kind: str) -> None:
     which = images if kind == "good" else spoiled
-    reference = first(8, batches(which, batch_size=6, repeats=2).starting_at(0))
+    reference = first(8, batches(which, batch_size=6, repeats=2).from_step(0))
     for workers, step in ((0, 3), (2, 0), (2, 5)):
-        resumed = batches(which, workers, batch_size=6, repeats=2).starting_at(step)
+        resumed = batches(which, workers, batch_size=6, repeats=2).from_step(step)
         assert_alike(reference[step:], first(8 - step, resumed))
 
 
 def test_each_batch_has_a_key_of_its_own(images: ImageList) -> None:
-    of_steps = [batch.batch_key for batch in first(40, batches(images, batch_size=2).starting_at(0))]
+    of_steps = [batch.batch_key for batch in first(40, batches(images, batch_size=2).from_step(0))]
     assert {(key.dtype, key.shape) for key in of_steps} == {(torch.int64, (1,))}
-    of_views = [key for batch in first(40, batches(images, batch_size=2).starting_at(0)) for key in batch.keys.tolist()]
+    of_views = [key for batch in first(40, batches(images, batch_size=2).from_step(0)) for key in batch.keys.tolist()]
     assert len({*of_views, *(int(key) for key in of_steps)}) == len(of_views) + 40
 
 
 def test_no_two_views_share_a_key(images: ImageList) -> None:
-    keys = [batches(images, batch_size=20, repeats=5).part(number).keys for number in range(40)]
+    keys = [batches(images, batch_size=20, repeats=5).micro_batch_at(number).keys for number in range(40)]
     assert len(set(torch.cat(keys).tolist())) == 800
 
 
 def test_an_epoch_has_each_image_once_and_no_order_twice(images: ImageList) -> None:
     orders = []
     for epoch in range(6):
-        order = torch.cat([b.indices for b in first(4, batches(images).starting_at(4 * epoch))]).tolist()
+        order = torch.cat([b.indices for b in first(4, batches(images).from_step(4 * epoch))]).tolist()
         assert len(set(order)) == 20
         orders.append(tuple(order))
     assert len(set(orders)) == 6
     assert {index for order in orders for index in order} == set(range(COUNT))
-    assert torch.cat([b.indices for b in first(4, batches(images, seed=8).starting_at(0))]).tolist() != list(orders[0])
+    assert torch.cat([b.indices for b in first(4, batches(images, seed=8).from_step(0))]).tolist() != list(orders[0])
 
 
 def test_views_differ_between_epochs_and_seeds(images: ImageList) -> None:
     one = images.take([0])
-    seen = [
-        first(1, batches(one, batch_size=1, seed=seed).starting_at(epoch))[0] for seed in (0, 1) for epoch in (0, 1)
-    ]
+    seen = [first(1, batches(one, batch_size=1, seed=seed).from_step(epoch))[0] for seed in (0, 1) for epoch in (0, 1)]
     assert len({batch.images.numpy().tobytes() for batch in seen}) == 4
 
 
 def test_negative_seeds_work(images: ImageList) -> None:
-    a, b = (first(1, batches(images, seed=-3).starting_at(2))[0] for _ in range(2))
+    a, b = (first(1, batches(images, seed=-3).from_step(2))[0] for _ in range(2))
     assert torch.equal(a.images, b.images)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_global_random_states_are_left_alone(images: ImageList, workers: int) -> None:
     before, before_numpy = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    first(3, batches(images, workers).starting_at(0))
+    first(3, batches(images, workers).from_step(0))
     list(load_images(images, (8, 8), workers=workers))
     assert torch.equal(torch.get_rng_state(), before)
     assert np.random.get_state()[1].tolist() == before_numpy
@@ -272,7 +272,7 @@ def test_global_random_states_are_left_alone(images: ImageList, workers: int) ->
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grey_batches_have_one_channel(images: ImageList, channels: int) -> None:
-    (batch,) = first(1, batches(images, channels=channels).starting_at(0))
+    (batch,) = first(1, batches(images, channels=channels).from_step(0))
     assert batch.images.shape == (5, channels, 12, 16)
     centre = next(load_images(images, (12, 16), channels, batch_size=5))
     expected = CenterCrop()(read_image(images.path(0), channels), (12, 16))
@@ -285,13 +285,13 @@ def test_grey_batches_have_one_channel(images: ImageList, channels: int) -> None
 class Endless:
     """A store of as many pictures as wanted, all alike."""
 
-    path, labels, classes, parts = Path("endless"), None, None, None
+    path, labels, classes, splits = Path("endless"), None, None, None
 
     def __init__(self, count: int, shards: int | None) -> None:
         buffer = io.BytesIO()
         Image.new("RGB", (16, 12)).save(buffer, "PNG")
         self.picture = buffer.getvalue()
-        self.names = Names.of(f"{i}" for i in range(count))
+        self.names = StringArray.of(f"{i}" for i in range(count))
         self.shards = None if shards is None else np.arange(count) * shards // count
 
     def read(self, position: int) -> bytes:
@@ -300,7 +300,7 @@ class Endless:
     def identity(self, positions: np.ndarray) -> bytes:
         return b""
 
-    def expect(self, now: list[int], soon: list[int]) -> None:
+    def prefetch(self, current: list[int], upcoming: list[int]) -> None:
         pass
 
 
@@ -311,10 +311,10 @@ def test_a_batch_costs_the_same_of_any_number_of_images(shards: int | None) -> N
     for count in (1_000, 100_000):
         train = batches(ImageList.of(Endless(count, shards), np.arange(count)), batch_size=8)
         if shards is not None:
-            train.part(0)  # looks through all images once for where shards begin
+            train.micro_batch_at(0)  # looks through all images once for where shards begin
         tracemalloc.start()
         for number in (count // 8 - 1, count // 8, 5 * (count // 8)):
-            train.part(number)
+            train.micro_batch_at(number)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + 2_000
@@ -324,7 +324,7 @@ def test_an_order_needs_only_where_shards_begin() -> None:
     """Also of a list whose shards do not rise: each stretch of one shard counts as one."""
     images = ImageList.of(Endless(1000, 40), np.random.default_rng(0).permutation(1000)[:600])
     for some in (images, images.take(np.argsort(images.positions))):
-        order = torch.cat([batches(some, batch_size=30).part(number).indices for number in range(20)])
+        order = torch.cat([batches(some, batch_size=30).micro_batch_at(number).indices for number in range(20)])
         assert sorted(order.tolist()) == list(range(600))
 
 
@@ -335,7 +335,7 @@ def test_bad_images_are_replaced_and_reported_each_time(images: ImageList, spoil
     """All else stays as without them, and a batch has no image twice."""
     met: Counter[str] = Counter()
     for good, bad in zip(
-        first(40, batches(images).starting_at(0)), first(40, batches(spoiled).starting_at(0)), strict=True
+        first(40, batches(images).from_step(0)), first(40, batches(spoiled).from_step(0)), strict=True
     ):
         places = [int(index) in BAD for index in good.indices]
         kept = ~torch.tensor(places)
@@ -358,11 +358,11 @@ def sample_keys_of(bad: Batch, good: Batch, images: ImageList) -> torch.Tensor:
 
 
 def test_batches_as_large_as_the_list_find_replacements(spoiled: ImageList) -> None:
-    (batch,) = first(1, batches(spoiled, batch_size=COUNT).starting_at(0))
+    (batch,) = first(1, batches(spoiled, batch_size=COUNT).from_step(0))
     assert len(batch) == COUNT
     assert len(set(batch.indices.tolist())) >= COUNT - 4
     assert not set(batch.indices.tolist()) & set(BAD)
-    (batch,) = first(1, batches(spoiled.take([4, 11, 0]), batch_size=3).starting_at(0))
+    (batch,) = first(1, batches(spoiled.take([4, 11, 0]), batch_size=3).from_step(0))
     assert batch.indices.tolist() == [2, 2, 2]
     assert len(batch.skipped) == 2
 
@@ -373,7 +373,7 @@ def test_nothing_but_bad_images_ends_with_one_line(tmp_path: Path, workers: int,
     listed = tmp_path / "missing.txt"
     listed.write_text("\n".join(f"{i}.png" for i in range(count)))
     with pytest.raises(TooManyBadImages) as caught:
-        next(batches(find_images(listed), workers, batch_size=3).starting_at(0))
+        next(batches(find_images(listed), workers, batch_size=3).from_step(0))
     message = str(caught.value)
     assert message.startswith(f"{min(count, 100)} images in a row cannot be read; the last: {tmp_path}")
     assert message.endswith(".png: no such file or directory")
@@ -384,13 +384,13 @@ def test_nothing_but_bad_images_ends_with_one_line(tmp_path: Path, workers: int,
 
 
 def test_closing_ends_the_workers(images: ImageList) -> None:
-    running = batches(images, 2).starting_at(0)
+    running = batches(images, 2).from_step(0)
     next(running)
     assert len(multiprocessing.active_children()) == 2
     running.close()  # type: ignore[attr-defined]
     assert multiprocessing.active_children() == []
 
-    running = batches(images, 2).starting_at(0)
+    running = batches(images, 2).from_step(0)
     next(running)
     del running
     gc.collect()
@@ -420,7 +420,7 @@ class Enlarging:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_failing_view_is_one_exception_that_names_the_image(images: ImageList, workers: int) -> None:
-    running = batches(images, workers, view=Failing()).starting_at(0)
+    running = batches(images, workers, view=Failing()).from_step(0)
     with pytest.raises(LookupError) as caught:
         next(running)
     text = str(caught.value) + "".join(getattr(caught.value, "__notes__", []))
@@ -431,19 +431,19 @@ def test_a_failing_view_is_one_exception_that_names_the_image(images: ImageList,
 
 def test_a_dying_worker_is_one_exception(images: ImageList) -> None:
     with pytest.raises(RuntimeError, match="exited unexpectedly"):
-        next(batches(images, 2, view=Dying()).starting_at(0))
+        next(batches(images, 2, view=Dying()).from_step(0))
     assert multiprocessing.active_children() == []
 
 
 def test_a_view_of_the_wrong_size_is_named(images: ImageList) -> None:
     with pytest.raises(ValueError, match=r"made \(13, 16, 3\) of .*, expected \(12, 16, 3\)"):
-        next(batches(images, view=Enlarging()).starting_at(0))
+        next(batches(images, view=Enlarging()).from_step(0))
 
 
 def test_workers_outlive_a_signal_to_all_processes(images: ImageList) -> None:
     """The main process then writes its checkpoint; a dead worker would interrupt it."""
-    reference = first(8, batches(images).starting_at(0))
-    running = batches(images, 2).starting_at(0)
+    reference = first(8, batches(images).from_step(0))
+    running = batches(images, 2).from_step(0)
     taken = [next(running), next(running)]  # one of each worker: both have started
     for worker in multiprocessing.active_children():
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -456,7 +456,7 @@ def test_workers_outlive_a_signal_to_all_processes(images: ImageList) -> None:
 
 def run_until_killed(images: ImageList, method: str, tell: Connection) -> None:
     multiprocessing.set_start_method(method, force=True)
-    running = batches(images, 2).starting_at(0)
+    running = batches(images, 2).from_step(0)
     next(running)
     tell.send([worker.pid for worker in multiprocessing.active_children()])
     time.sleep(600)
@@ -523,7 +523,7 @@ def test_odd_and_broken_files_do_not_stop_it(data_root: Path) -> None:
     assert sorted(images.paths[i][:2] for i in batch.indices) == ["05", "06", "07", "08", "09", "10", "13"]
     assert sorted(Path(path).name[:2] for path, _ in batch.skipped) == ["01", "02", "03", "04", "11"]
     for view in (RandomResizedCrop(), CenterCrop()):
-        (batch,) = first(1, batches(images, view=view, batch_size=12).starting_at(0))
+        (batch,) = first(1, batches(images, view=view, batch_size=12).from_step(0))
         assert len(batch) == 12
 
 
@@ -549,15 +549,15 @@ def test_values_out_of_range_are_named(images: ImageList) -> None:
 
 @pytest.mark.parametrize("prefetch", [1, 5])
 def test_reading_ahead_changes_nothing(spoiled: ImageList, prefetch: int) -> None:
-    reference = first(9, batches(spoiled, batch_size=6, parts=3).starting_at(1))
+    reference = first(9, batches(spoiled, batch_size=6, accumulation=3).from_step(1))
     for workers in (0, 2):
-        train = batches(spoiled, workers, batch_size=6, parts=3, prefetch=prefetch)
-        assert_alike(reference, first(9, train.starting_at(1)))
+        train = batches(spoiled, workers, batch_size=6, accumulation=3, prefetch=prefetch)
+        assert_alike(reference, first(9, train.from_step(1)))
 
 
 def test_batches_are_pinned_as_wholes(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as it can be seen without a GPU: what torch pins, and that copies of nothing else are not waited for."""
-    batch = batches(images).part(0)
+    batch = batches(images).micro_batch_at(0)
     pinned: list[int] = []
     copied: list[tuple[bool, bool]] = []
     to = torch.Tensor.to
@@ -590,16 +590,16 @@ def test_workers_are_asked_for_pinned_batches(images: ImageList, monkeypatch: py
             super().__init__(*given, prefetch_factor=prefetch_factor, **options)
 
     monkeypatch.setattr("mimkit.data.workers.DataLoader", Asked)
-    first(1, batches(images, 1, pinned=True, prefetch=3).starting_at(0))
-    first(1, batches(images, 1).starting_at(0))
+    first(1, batches(images, 1, pin_memory=True, prefetch=3).from_step(0))
+    first(1, batches(images, 1).from_step(0))
     assert asked == [(True, 3), (False, 2)]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_pinned_batches_are_the_same_on_a_gpu(images: ImageList) -> None:
-    reference = first(8, batches(images).starting_at(0))
-    pinned = first(8, batches(images, 2, pinned=True).starting_at(0))
+    reference = first(8, batches(images).from_step(0))
+    pinned = first(8, batches(images, 2, pin_memory=True).from_step(0))
     assert all(batch.images.is_pinned() and batch.keys.is_pinned() for batch in pinned)
     assert_alike(reference, pinned)
     sent = [batch.inputs("cuda") for batch in pinned]  # all on the way before any is looked at

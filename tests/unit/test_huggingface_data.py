@@ -119,9 +119,9 @@ def test_batches_from_a_server_are_those_of_files_here(
     reference = batches(folder / name, Cache(tmp_path / "a", 10**8))
     for start in (0, 2):
         far = batches(f"{server.url}/{name}", Cache(tmp_path / f"b{start}", 10**8), workers)
-        running = far.starting_at(start)
+        running = far.from_step(start)
         for number in range(start, start + 4):
-            batch, expected = next(running), reference.part(number)
+            batch, expected = next(running), reference.micro_batch_at(number)
             assert torch.equal(batch.images, expected.images)
             assert torch.equal(batch.keys, expected.keys)
         running.close()
@@ -185,10 +185,10 @@ def test_saved_splits_and_their_batches(tmp_path: Path, workers: int) -> None:
     assert [held_out.content(i) for i in range(2)] == [png(8), png(9)]
     assert held_out.paths == ["test/000000", "test/000001"]
     assert train.labels is None
-    running = TrainBatches(train, view=CenterCrop(), size=(8, 8), batch_size=4, workers=workers).starting_at(1)
+    running = TrainBatches(train, view=CenterCrop(), size=(8, 8), batch_size=4, workers=workers).from_step(1)
     reference = TrainBatches(train, view=CenterCrop(), size=(8, 8), batch_size=4)
     for number in (1, 2, 3):
-        assert torch.equal(next(running).images, reference.part(number).images)
+        assert torch.equal(next(running).images, reference.micro_batch_at(number).images)
     running.close()
     images = find_all(tmp_path / "saved")
     assert write_pack(images, None, tmp_path / "images.pack").images == 10

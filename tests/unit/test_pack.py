@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from mimkit.data import BadImage, Pack, find_all, find_images, load_images, read_image, split, write_pack
-from mimkit.data.folder import all_with_parts
+from mimkit.data.folder import all_with_splits
 from mimkit.data.images import ImageList
 from mimkit.data.pack import Packed
-from mimkit.data.string_array import Names
+from mimkit.data.string_array import StringArray
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),
@@ -32,7 +32,7 @@ def picture(path: Path, size: tuple[int, int], mode: str = "RGB", seed: int = 0,
 
 
 def pack(data: Path, out: Path, **options) -> Packed:
-    return write_pack(*all_with_parts(data), out, **options)
+    return write_pack(*all_with_splits(data), out, **options)
 
 
 @pytest.fixture
@@ -253,13 +253,13 @@ def test_workers_share_the_names() -> None:
 
 def test_names_are_a_sequence_of_any_bytes() -> None:
     texts = ["", "a", "été/東京", os.fsdecode(b"\xff\xfe"), "a"]
-    names = Names.of(texts)
+    names = StringArray.of(texts)
     assert (list(names), len(names), names[-1], names[1:3]) == (texts, 5, "a", texts[1:3])
     assert names == texts
     assert names != texts[:4]
     assert names != "aaaaa"
     assert (names.index("a"), names.count("a"), "b" in names) == (1, 2, False)
     assert list(names.take(np.array([3, 0, 3]))) == [texts[3], "", texts[3]]
-    assert list(Names.of([])) == []
+    assert list(StringArray.of([])) == []
     with pytest.raises(IndexError):
         names[5]

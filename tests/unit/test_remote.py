@@ -17,8 +17,8 @@ from shard_server import ShardServer, serving
 
 from mimkit.data import Cache, DataUnreachable, ImageList, TrainBatches, find_images, loader, read_image, split
 from mimkit.data.shards import urls as remote_module
-from mimkit.data.shards.prefetch import Fetched, Source
-from mimkit.data.shards.urls import patiently, remote_files
+from mimkit.data.shards.prefetch import FetchedFiles, RemoteFiles
+from mimkit.data.shards.urls import remote_files, with_retries
 from mimkit.views import CenterCrop
 
 pytest.importorskip("aiohttp")
@@ -77,9 +77,9 @@ def same(a: loader.Batch, b: loader.Batch) -> bool:
 
 
 def assert_same_from(step: int, count: int, some: TrainBatches, reference: TrainBatches) -> None:
-    running = some.starting_at(step)
+    running = some.from_step(step)
     for number in range(step, step + count):
-        assert same(next(running), reference.part(number))
+        assert same(next(running), reference.micro_batch_at(number))
     running.close()
 
 
@@ -148,7 +148,7 @@ def test_the_memory_file_system(local: Path, cache: Cache) -> None:
         memory.pipe_file(f"/bucket/some/{path.name}", path.read_bytes())
     far = find_images("memory://bucket/some", cache)
     assert far.fingerprint() == find_images(local).fingerprint()
-    assert same(batches(far).part(1), batches(find_images(local)).part(1))
+    assert same(batches(far).micro_batch_at(1), batches(find_images(local)).micro_batch_at(1))
 
 
 # The index
@@ -231,17 +231,17 @@ def test_each_shard_comes_once_and_ahead_of_its_window(
         path.unlink()
     server.gets.clear()
     train = batches(images, batch_size=1)
-    train.part(0)
+    train.micro_batch_at(0)
     until(lambda: len(tars(cache)) == 2)  # the window's shard and the next one's
     time.sleep(0.1)
     assert len(tars(cache)) == 2
     for number in range(len(images)):
-        train.part(number)
+        train.micro_batch_at(number)
     assert set(server.gets.values()) == {1}
 
 
 def fetch_all(files: list, folder: Path, ready) -> None:
-    fetched = Fetched(Source(files, Cache(folder, 10**9)))
+    fetched = FetchedFiles(RemoteFiles(files, Cache(folder, 10**9)))
     ready.wait()
     for number in range(len(files)):
         assert fetched.read(number, 0, 7) == b"%d-0.png" % number
@@ -265,15 +265,15 @@ def test_two_processes_fetch_a_shard_once(server: ShardServer, cache: Cache) -> 
 def test_a_forked_process_leaves_its_parents_connections_alone(server: ShardServer) -> None:
     """Where it closes them, the parent waits for an answer until its time is up: a minute."""
     url = f"{server.url}/train-000.tar"
-    expected = remote_module.fetch_small(url, 10**6)
+    expected = remote_module.download_small(url, 10**6)
     assert expected
     for _ in range(2):
-        process = multiprocessing.get_context("fork").Process(target=remote_module.fetch_small, args=(url, 10**6))
+        process = multiprocessing.get_context("fork").Process(target=remote_module.download_small, args=(url, 10**6))
         process.start()
         process.join()
         assert process.exitcode == 0
         started = time.monotonic()
-        assert remote_module.fetch_small(url, 10**6) == expected
+        assert remote_module.download_small(url, 10**6) == expected
         assert time.monotonic() - started < 20
 
 
@@ -281,22 +281,22 @@ def test_the_bound_is_kept_and_what_is_in_use_stays(server: ShardServer, cache: 
     files = remote_files(f"{server.url}/train-{{000..003}}.tar")
     sizes = [file.size for file in files]
     small = Cache(cache.folder, sum(sizes[:3]))
-    first, other = Fetched(Source(files, small)), Fetched(Source(files, small))
+    first, other = FetchedFiles(RemoteFiles(files, small)), FetchedFiles(RemoteFiles(files, small))
     first.file(0)
     for number in (1, 2, 3, 1, 2, 3):
-        other.expect([number], [])
+        other.prefetch([number], [])
         other.file(number)
         assert sum(path.stat().st_size for path in tars(small)) <= small.limit
-        assert (small.folder / first.source.name(0)).exists()
-    first.expect([], [])
-    other.expect([], [])
+        assert (small.folder / first.remote.name(0)).exists()
+    first.prefetch([], [])
+    other.prefetch([], [])
     other.file(1)
     other.file(2)
     other.file(3)
-    assert not (small.folder / first.source.name(0)).exists()
+    assert not (small.folder / first.remote.name(0)).exists()
     # Where what is in use is more than the bound, it stays all the same.
     tight = Cache(cache.folder / "tight", sizes[0])
-    both = Fetched(Source(files, tight))
+    both = FetchedFiles(RemoteFiles(files, tight))
     data = [both.read(number, 0, sizes[number]) for number in range(4)]
     assert data == [both.read(number, 0, sizes[number]) for number in range(4)]
     assert len(tars(tight)) == 4
@@ -307,7 +307,7 @@ def test_what_a_killed_process_left_is_cleared_away(server: ShardServer, cache: 
     cache.folder.mkdir()
     for name in (f"{files[0].key}.tar.{files[0].size}", f"{'0' * 32}.tar.5", f"{files[0].key}.tar.1"):
         (cache.folder / f"{name}.unfinished").write_bytes(b"half")
-    Fetched(Source(files, cache)).file(0)
+    FetchedFiles(RemoteFiles(files, cache)).file(0)
     assert [path.name for path in cache.folder.iterdir() if path.is_file()] == [f"{files[0].key}.tar"]
 
 
@@ -331,7 +331,7 @@ def test_a_checksum_that_the_server_tells(local: Path, cache: Cache, monkeypatch
     file = remote_files(f"file://{local}/train-000.tar")[0]
     wrong = remote_module.RemoteFile(file.url, file.name, file.size, file.version, ("md5", "0" * 32))
     with pytest.raises(DataUnreachable, match="does not have the md5 checksum that the server tells"):
-        Fetched(Source([wrong], cache)).file(0)
+        FetchedFiles(RemoteFiles([wrong], cache)).file(0)
     assert remote_module._checksum({"md5Hash": "1B2M2Y8AsgTpgAmY7PhCfg=="}) == (
         "md5",
         "d41d8cd98f00b204e9800998ecf8427e",
@@ -346,13 +346,13 @@ def test_a_server_that_dies_ends_the_work_in_one_line(server: ShardServer, cache
     for path in tars(cache):
         path.unlink()
     server.fail = lambda method, path: 503
-    running = batches(images, workers=workers).starting_at(0)
+    running = batches(images, workers=workers).from_step(0)
     with pytest.raises(DataUnreachable, match=r"^http://127.*\.tar cannot be fetched: .*503.*3 tries"):
         next(running)
     running.close()
     server.fail = lambda method, path: 404
     with pytest.raises(DataUnreachable, match=r"cannot be fetched: FileNotFoundError"):
-        batches(images).part(0)
+        batches(images).micro_batch_at(0)
 
 
 def test_a_full_disk(server: ShardServer, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,7 +367,7 @@ def test_a_full_disk(server: ShardServer, cache: Cache, monkeypatch: pytest.Monk
         with pytest.raises(DataUnreachable, match=r"cannot be kept in .*cache: no space left on device"):
             images.content(0)
     with pytest.raises(OSError, match="No space left"):  # not tried again
-        patiently(full, "a file", (1000,))
+        with_retries(full, "a file", (1000,))
     assert not [path for path in cache.folder.iterdir() if path.is_file()]
     assert len(images.content(0)) > 1000
 

@@ -79,7 +79,7 @@ def test_micro_batches_split_the_batch(photos):
     planned = plan("mae", small, device=CPU)
     assert planned.parts == 3
     batches = planned.batches(workers=0)
-    assert (batches.parts, batches.batch_size, batches.steps_per_epoch) == (3, 12, 2)
+    assert (batches.accumulation, batches.batch_size, batches.steps_per_epoch) == (3, 12, 2)
     with pytest.raises(ValueError, match=r"--micro-batch 5 .*12"):
         plan("mae", replace(small, micro_batch=5), device=CPU)
     with pytest.raises(ValueError, match=r"--batch-size 28 .*24"):

@@ -207,7 +207,7 @@ def test_a_pass_reads_a_few_shards_at_a_time(tmp_path: Path, monkeypatch: pytest
     train = batches(images)
     orders = []
     for epoch in range(3):
-        order = torch.cat([train.part(8 * epoch + step).indices for step in range(8)]).numpy()
+        order = torch.cat([train.micro_batch_at(8 * epoch + step).indices for step in range(8)]).numpy()
         assert sorted(order) == list(range(32))
         dealt = images.shards[order]
         windows = list(dict.fromkeys(dealt.tolist()))
@@ -225,9 +225,9 @@ def test_a_pass_reads_a_few_shards_at_a_time(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 def test_batches_are_functions_of_their_number(tmp_path: Path) -> None:
     images = find_images(shards(tmp_path, (4, 6, 2, 5)))
-    reference = [batches(images).part(number) for number in range(9)]
+    reference = [batches(images).micro_batch_at(number) for number in range(9)]
     for workers, start in ((0, 5), (2, 0), (1, 6)):
-        running = batches(find_images(tmp_path), workers=workers).starting_at(start)
+        running = batches(find_images(tmp_path), workers=workers).from_step(start)
         for expected in reference[start:]:
             batch = next(running)
             for name in ("images", "keys", "indices"):

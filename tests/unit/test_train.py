@@ -55,20 +55,22 @@ class Batch:
 class Batches:
     """Batches as a function of the step; `poisoned` steps (from 1) hold a NaN, `skipped` says what each step met."""
 
-    parts: int = 1
+    accumulation: int = 1
     poisoned: tuple[int, ...] = ()
     skipped: dict[int, list[str]] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
     steps_per_epoch: int = STEPS
 
-    def starting_at(self, step: int) -> Iterator[Batch]:
+    def from_step(self, step: int) -> Iterator[Batch]:
         while True:
             x = torch.randn(BATCH, 6, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
             y = x[:, :1] - 2 * x[:, 1:2]
             if step + 1 in self.poisoned:
                 x[-1, 0] = math.nan
             skipped = [(path, "broken") for path in self.skipped.get(step + 1, [])]
-            for place, (some_x, some_y) in enumerate(zip(x.chunk(self.parts), y.chunk(self.parts), strict=True)):
+            for place, (some_x, some_y) in enumerate(
+                zip(x.chunk(self.accumulation), y.chunk(self.accumulation), strict=True)
+            ):
                 yield Batch(some_x.to(self.dtype), some_y.to(self.dtype), [] if place else skipped)
             step += 1
 
@@ -236,7 +238,7 @@ def test_steps_follow_adamw_and_the_schedule(run):
     optimizer = torch.optim.AdamW(parameter_groups(twin, VALUES), lr=0.0, betas=VALUES.betas)
     logged = [row for row in rows(run) if row["kind"] == "train"]
     assert [row["step"] for row in logged] == list(range(1, STEPS * EPOCHS + 1))
-    for step, (batch, row) in enumerate(zip(Batches().starting_at(0), logged, strict=False)):
+    for step, (batch, row) in enumerate(zip(Batches().from_step(0), logged, strict=False)):
         for group in optimizer.param_groups:
             group["lr"] = VALUES.lr(step / STEPS)
         optimizer.zero_grad()
@@ -277,7 +279,7 @@ def test_gradients_of_parts_accumulate_to_those_of_the_batch(tmp_path, parts):
     for count in (1, parts):
         models.append(Regression(dropout=0).double())
         run = Run.create(tmp_path / str(count), {})
-        fit(models[-1], Batches(parts=count, dtype=torch.float64), VALUES, run, log_every=1)
+        fit(models[-1], Batches(accumulation=count, dtype=torch.float64), VALUES, run, log_every=1)
     whole, pieces = (rows(Run(tmp_path / str(count))) for count in (1, parts))
     for one, other in zip(*(weights(model) for model in models), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
@@ -334,7 +336,7 @@ def test_a_step_does_not_ask_the_device(run, monkeypatch):
 def test_gradients_are_clipped_by_their_common_norm(run, clip):
     """After the first step AdamW's first moment is (1 − β₁) times the gradient it was given."""
     model = Regression(dropout=0)
-    batch = next(Batches().starting_at(0))
+    batch = next(Batches().from_step(0))
     model(batch.x, batch.y).loss.backward()
     gradients = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
@@ -428,7 +430,7 @@ def test_what_gets_no_gradient_is_named():
     model = Regression()
     model.idle = nn.Linear(2, 2)
     state = State(model, VALUES)
-    batch = next(Batches().starting_at(0))
+    batch = next(Batches().from_step(0))
     model(batch.x, batch.y).loss.backward()
     assert state.without_gradient() == ["idle.weight", "idle.bias"]
     with pytest.raises(TrainingStopped, match=r"2 trained parameters got no gradient, idle\.weight first.*freeze"):
@@ -491,7 +493,7 @@ def finished(tmp_path, name: str, values: Train = VALUES, **options) -> tuple[li
     """Weights and log of a run that nothing interrupts."""
     torch.manual_seed(7)
     model, run = Regression(), Run.create(tmp_path / name, {})
-    assert fit(model, Batches(parts=2, poisoned=(5,)), values, run, log_every=3, **options)
+    assert fit(model, Batches(accumulation=2, poisoned=(5,)), values, run, log_every=3, **options)
     return weights(model), (run.folder / "log.jsonl").read_bytes()
 
 
@@ -501,7 +503,7 @@ def test_interrupted_and_resumed_ends_the_same(tmp_path, at, ema):
     values = replace(VALUES, ema=ema)
     expected = finished(tmp_path, "undisturbed", values)
     run = Run.create(tmp_path / "interrupted", {})
-    batches = Batches(parts=2, poisoned=(5,))
+    batches = Batches(accumulation=2, poisoned=(5,))
 
     def interrupt(step: int) -> None:
         if step == at:
@@ -593,7 +595,7 @@ def test_checkpoints_hold_what_they_say(run):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_an_update_does_not_wait_for_the_gpu():
     model = Regression().cuda()
-    batch = next(Batches().starting_at(0)).inputs(torch.device("cuda"))
+    batch = next(Batches().from_step(0)).inputs(torch.device("cuda"))
     state = State(model, replace(VALUES, clip_grad=1.0, ema=0.9))
     before = weights(model)
     for step in range(3):

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from mimkit.cli.main import main
+from mimkit.data import TrainBatches
 from mimkit.method import Method
 from mimkit.plan import Plan, plan
 from mimkit.pretraining import pretrain
-from mimkit.settings import Settings
+from mimkit.settings import Machine, Settings
 from mimkit.training import auto_batch as trials
 from mimkit.training import auto_workers as tuning
 from mimkit.training.auto_batch import (
@@ -28,10 +29,9 @@ from mimkit.training.auto_batch import (
     search,
     speed_of,
 )
-from mimkit.training.auto_workers import Tuning, readers, reading_times, tuned
-from mimkit.training.distributed import SINGLE, World
+from mimkit.training.auto_workers import Tuning, readers, tuned
+from mimkit.training.distributed import ALONE, World
 from mimkit.training.hardware import available_memory, choose_workers, cores
-from mimkit.training.machine import Machine
 from mimkit.training.run_folder import Run
 
 CPU = torch.device("cpu")
@@ -151,14 +151,14 @@ def test_processes_agree_on_the_smallest(photos, monkeypatch):
     request = planned(photos)
     monkeypatch.setattr(trials, "tried_elsewhere", lambda *_: [Trial(1, 1.0, 1.0), Trial(4, 4.0, 2.0)])
     given = ("mae", request.settings, request.recipe, request.method, [1, 2, 4], CPU)
-    assert find_micro_batch(*given, SINGLE)[0] == 4
+    assert find_micro_batch(*given, ALONE)[0] == 4
     chosen, tried = find_micro_batch(*given, Told(size=3, others=(2, 4)))
     assert (chosen, len(tried)) == (2, 2)
     with pytest.raises(ValueError, match=r"--micro-batch auto: weights, moments and 1 image at once need more than"):
         find_micro_batch(*given, Told(size=2, others=(0,)))  # another has no room for one: all refuse
     monkeypatch.setattr(trials, "available_memory", lambda: math.inf)
     with pytest.raises(ValueError, match="nothing tells how much memory cpu has; give a number"):
-        find_micro_batch(*given, SINGLE)
+        find_micro_batch(*given, ALONE)
 
 
 @pytest.mark.skipif(available_memory() == math.inf, reason="needs /proc")
@@ -194,7 +194,7 @@ def test_trials_on_a_gpu_leave_nothing_behind(photos):
     weights = {name: value.clone() for name, value in request.method.state_dict().items()}
     generators = torch.get_rng_state(), torch.cuda.get_rng_state(gpu)
     allocated = torch.cuda.memory_allocated(gpu)
-    found, chosen = tuned(request, Machine(), gpu, SINGLE)
+    found, chosen = tuned(request, Machine(), gpu, ALONE)
     assert found.settings.micro_batch in [trial.images for trial in chosen.trials]
     assert all(torch.equal(value, weights[name]) for name, value in request.method.state_dict().items())
     assert all(map(torch.equal, generators, (torch.get_rng_state(), torch.cuda.get_rng_state(gpu))))
@@ -209,7 +209,7 @@ def test_measuring_leaves_no_trace(photos, monkeypatch):
     request = planned(photos, image_size=(64,))
     weights = {name: value.clone() for name, value in request.method.state_dict().items()}
     generator, threads = torch.get_rng_state(), torch.get_num_threads()
-    same, chosen = tuned(request, Machine(), CPU, SINGLE)
+    same, chosen = tuned(request, Machine(), CPU, ALONE)
     assert same is request
     assert chosen.read > 0
     assert chosen.computed > 0
@@ -226,10 +226,10 @@ def test_measuring_leaves_no_trace(photos, monkeypatch):
 
 
 def test_workers_given_by_hand_are_not_measured(photos, monkeypatch):
-    monkeypatch.setattr(tuning, "reading_times", None)
+    monkeypatch.setattr(TrainBatches, "reading_times", None)
     monkeypatch.setattr(tuning, "speed_of", None)
     request = planned(photos)
-    assert tuned(request, Machine(workers=3), CPU, SINGLE) == (request, Tuning(workers=3, trials=[]))
+    assert tuned(request, Machine(workers=3), CPU, ALONE) == (request, Tuning(workers=3, trials=[]))
     assert Tuning(workers=3).in_words() == []
 
 
@@ -238,9 +238,9 @@ def test_a_trial_has_told_how_fast_steps_are(photos, monkeypatch):
     found = [Trial(1, 2.0, 1.0), Trial(4, 8.0, 1.0), Trial(12, 8.1, 1.0)]
     monkeypatch.setattr(tuning, "find_micro_batch", lambda *_, **__: (4, found))
     monkeypatch.setattr(tuning, "speed_of", None)
-    request, chosen = tuned(request, Machine(), CPU, SINGLE)
+    request, chosen = tuned(request, Machine(), CPU, ALONE)
     assert (request.settings.micro_batch, request.parts) == (4, 3)
-    assert request.batches(0).share == 4
+    assert request.batches(0).micro_batch == 4
     assert chosen.computed == 8
     assert chosen.to_json()["micro_batch_trials"] == [asdict(trial) for trial in found]
 
@@ -265,14 +265,14 @@ def test_readers_are_further_ahead_where_images_differ():
 
 def test_bad_images_do_not_stop_the_measurement(photos, tmp_path, make_photos):
     request = planned(photos)
-    assert len(reading_times(request.batches(0))) == 64
-    assert len(reading_times(planned(photos, repeats=2).batches(0))) == 64
+    assert len(request.batches(0).reading_times()) == 64
+    assert len(planned(photos, repeats=2).batches(0).reading_times()) == 64
     bad = make_photos(tmp_path / "bad", count=20)
     request = planned(bad, batch_size=4, image_size=(64,))
     for path in bad.rglob("*.png"):
         path.write_bytes(b"")
-    assert reading_times(request.batches(0)) == []
-    _, chosen = tuned(request, Machine(), CPU, SINGLE)
+    assert request.batches(0).reading_times() == []
+    _, chosen = tuned(request, Machine(), CPU, ALONE)
     assert chosen == Tuning(workers=choose_workers(None), trials=[])
 
 
@@ -317,7 +317,7 @@ def test_repeats_make_a_batch_of_fewer_images(photos):
     """35 images train: with two views each they make a batch of 70, which the loader agrees with, and none larger."""
     request = planned(photos, batch_size=70, repeats=2)
     assert len(request.train) == 35
-    assert len(request.batches(0).part(0)) == 70
+    assert len(request.batches(0).micro_batch_at(0)) == 70
     with pytest.raises(ValueError, match=r"--batch-size 72 is more than the 35 training images .* --repeats 2"):
         planned(photos, batch_size=72, repeats=2)
     with pytest.raises(ValueError, match="--repeats 5 does not divide the 12 images"):
@@ -326,7 +326,7 @@ def test_repeats_make_a_batch_of_fewer_images(photos):
         planned(photos, repeats=2, micro_batch=3)
     shrunk = planned(photos, batch_size=None, repeats=3)
     assert shrunk.recipe.train.batch_size == 96  # of the recipe's 4096; 32 images, three views each
-    assert shrunk.batches(0).share == 96
+    assert shrunk.batches(0).micro_batch == 96
 
 
 # The machine

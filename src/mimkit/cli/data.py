@@ -30,7 +30,7 @@ def pack(
     refuse_unwritable(out)
     if out.exists() and not overwrite:
         raise FileExistsError(f"--out {out} is there already; choose another, or give --overwrite")
-    from mimkit.data import all_with_parts, write_pack
+    from mimkit.data import all_with_splits, write_pack
     from mimkit.errors import naming
     from mimkit.progress import Progress
     from mimkit.training.hardware import choose_workers
@@ -38,11 +38,11 @@ def pack(
 
     readers = choose_workers(Machine(workers=workers).workers)
     with naming("PATH"):
-        images, parts = all_with_parts(path)
+        images, splits = all_with_splits(path)
     with Progress(steps=len(images), done=0, images_per_step=1, unit="image") as progress:
         progress.summary = "packed"
         done = write_pack(
-            images, parts, out, short_side=short_side, quality=quality, workers=readers, report=progress.step
+            images, splits, out, short_side=short_side, quality=quality, workers=readers, report=progress.step
         )
     for name, reason in done.skipped:
         print(f"skipped {name}: {reason}", file=sys.stderr)

@@ -4,7 +4,7 @@ Images are files in folders, or lie in a pack or in tar shards: an `ImageList` a
 """
 
 from mimkit.data.decode import read_image
-from mimkit.data.folder import all_with_parts, find_all, find_images, split
+from mimkit.data.folder import all_with_splits, find_all, find_images, split
 from mimkit.data.images import ImageList
 from mimkit.data.jpeg import choose_decoder
 from mimkit.data.loader import Batch, TrainBatches, load_images
@@ -23,7 +23,7 @@ __all__ = [
     "Packed",
     "TooManyBadImages",
     "TrainBatches",
-    "all_with_parts",
+    "all_with_splits",
     "choose_decoder",
     "find_all",
     "find_images",

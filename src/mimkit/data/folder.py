@@ -12,17 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from mimkit.data.decode import image_suffixes
-from mimkit.data.images import HELD_OUT, TRAIN, ImageList, Store
+from mimkit.data.images import ImageList, Store
 from mimkit.data.pack import Pack, is_pack
 from mimkit.data.shards.cache import Cache
 from mimkit.data.shards.open_url import open_url
 from mimkit.data.shards.parquet import is_parquet
 from mimkit.data.shards.saved_dataset import SavedDataset, is_saved_dataset
 from mimkit.data.shards.tar import find_shards
-from mimkit.data.string_array import Names
+from mimkit.data.splits import HELD_OUT, HELD_OUT_NAMES, TRAIN
+from mimkit.data.string_array import StringArray
 from mimkit.files import Location, located
-
-HELD_OUT_FOLDERS = ("val", "valid", "validation", "test")
 
 _EMPTY_HASH = hashlib.blake2b(digest_size=8)
 _Parents = frozenset[tuple[int, int]]
@@ -57,7 +56,7 @@ def find_images(data: Path | str, cache: Cache | None = None) -> ImageList:
         raise FileNotFoundError(f"{data} does not exist")
     if data.is_file():
         return _read_list(data)
-    paths = Names.of(_walk(data))
+    paths = StringArray.of(_walk(data))
     if not len(paths):
         raise ValueError(
             f"no images in {data} or its sub-folders: looked for .jpg, .jpeg, .png, .webp, .tif and the like"
@@ -91,8 +90,8 @@ def split(data: Path | str, held_out: float = 0.1, cache: Cache | None = None) -
     if folders is not None:
         return folders
     images = find_images(data, cache)
-    parts = given_parts(images)
-    is_held_out = _choose(images, held_out) if parts is None else parts == HELD_OUT
+    splits = given_splits(images)
+    is_held_out = _choose(images, held_out) if splits is None else splits == HELD_OUT
     return images.take(np.flatnonzero(~is_held_out)), images.take(np.flatnonzero(is_held_out))
 
 
@@ -103,10 +102,10 @@ def find_all(data: Path | str, cache: Cache | None = None) -> ImageList:
         FileNotFoundError: there is nothing at the path.
         ValueError: there are no images.
     """
-    return all_with_parts(data, cache)[0]
+    return all_with_splits(data, cache)[0]
 
 
-def all_with_parts(data: Path | str, cache: Cache | None = None) -> tuple[ImageList, np.ndarray | None]:
+def all_with_splits(data: Path | str, cache: Cache | None = None) -> tuple[ImageList, np.ndarray | None]:
     """What `find_all` finds, and TRAIN or HELD_OUT for each image, uint8 [N], where the data say how they are split.
 
     Raises:
@@ -115,18 +114,18 @@ def all_with_parts(data: Path | str, cache: Cache | None = None) -> tuple[ImageL
     folders = _split_folders(data)
     if folders is None:
         images = find_images(data, cache)
-        return images, given_parts(images)
-    names = Names.of(f"{Path(part.root).name}/{path}" for part in folders for path in part.paths)
-    labels = [part.labels for part in folders if part.labels is not None]
+        return images, given_splits(images)
+    names = StringArray.of(f"{Path(folder.root).name}/{path}" for folder in folders for path in folder.paths)
+    labels = [folder.labels for folder in folders if folder.labels is not None]
     images = ImageList(Path(data), names, np.concatenate(labels) if labels else None, folders[0].classes)
-    return images, np.repeat(np.array([TRAIN, HELD_OUT], dtype=np.uint8), [len(part) for part in folders])
+    return images, np.repeat(np.array([TRAIN, HELD_OUT], dtype=np.uint8), [len(folder) for folder in folders])
 
 
-def given_parts(images: ImageList) -> np.ndarray | None:
+def given_splits(images: ImageList) -> np.ndarray | None:
     """uint8 [N], TRAIN or HELD_OUT, where a store says which images are held out; else None."""
-    if images.store is None or images.store.parts is None:
+    if images.store is None or images.store.splits is None:
         return None
-    return images.store.parts[images.positions]
+    return images.store.splits[images.positions]
 
 
 def _open_store(data: Location, cache: Cache | None) -> Store | None:
@@ -151,12 +150,12 @@ def _split_folders(data: Path | str) -> tuple[ImageList, ImageList] | None:
     data = located(data)
     if isinstance(data, str):
         return None
-    folders = [data / name for name in HELD_OUT_FOLDERS if (data / name).is_dir()]
-    train = Names.of(_walk(data / "train") if folders and (data / "train").is_dir() else [])
+    folders = [data / name for name in HELD_OUT_NAMES if (data / name).is_dir()]
+    train = StringArray.of(_walk(data / "train") if folders and (data / "train").is_dir() else [])
     if not len(train):
         return None
     for folder in folders:
-        held_out = Names.of(_walk(folder))
+        held_out = StringArray.of(_walk(folder))
         if not len(held_out):
             continue
         ours, theirs = _top_folders(train), _top_folders(held_out)
@@ -168,7 +167,7 @@ def _split_folders(data: Path | str) -> tuple[ImageList, ImageList] | None:
 
 def _choose(images: ImageList, share: float) -> np.ndarray:
     """Which images to hold out: bool [N]."""
-    hashes = np.fromiter(map(_hash, Names.of(images.paths).encoded()), "S8", len(images))
+    hashes = np.fromiter(map(_hash, StringArray.of(images.paths).encoded()), "S8", len(images))
     ranks = hashes.view(">u8").astype(np.float64) / 2**64
     chosen = ranks < share
     labels = np.zeros(len(images), dtype=np.int64) if images.labels is None else images.labels
@@ -254,7 +253,7 @@ def _read_list(path: Path) -> ImageList:
     classes = _Classes()
     try:
         with path.open(encoding="utf-8-sig") as file:
-            paths = Names.of(_listed(file, classes))
+            paths = StringArray.of(_listed(file, classes))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a list of images: no UTF-8 text") from error
     if not len(paths):
@@ -287,7 +286,7 @@ def _listed(lines: Iterable[str], classes: _Classes) -> Iterator[str]:
             yield path
 
 
-def _top_folders(paths: Names) -> _Classes | None:
+def _top_folders(paths: StringArray) -> _Classes | None:
     """The first folder of each path, or None if an image lies in none."""
     folders = _Classes()
     first = None
@@ -302,7 +301,7 @@ def _top_folders(paths: Names) -> _Classes | None:
     return folders
 
 
-def _labelled(root: Path, paths: Names, folders: _Classes, classes: list[str]) -> ImageList:
+def _labelled(root: Path, paths: StringArray, folders: _Classes, classes: list[str]) -> ImageList:
     positions = {name: i for i, name in enumerate(classes)}
     numbers = np.array([positions[name] for name in folders.numbers], dtype=np.int64)
     return ImageList(root, paths, numbers[np.array(folders.of_images, dtype=np.int64)], classes)

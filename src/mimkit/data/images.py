@@ -8,10 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mimkit.data.string_array import Names
+from mimkit.data.string_array import StringArray
 from mimkit.files import Location, below
-
-TRAIN, HELD_OUT = 1, 2
 
 
 class Store(Protocol):
@@ -22,7 +20,7 @@ class Store(Protocol):
         names: of N images, with `/` between folders.
         labels: int64 [N], positions in `classes`, or None.
         classes: names, in an order that stays, or None.
-        parts: uint8 [N], TRAIN or HELD_OUT for each image where the split is given, else None.
+        splits: uint8 [N], TRAIN or HELD_OUT for each image where the split is given, else None.
         shards: int64 [N], rising: the file that each image lies in where there are several, else None.
     """
 
@@ -30,7 +28,7 @@ class Store(Protocol):
     def path(self) -> Location: ...
 
     @property
-    def names(self) -> Names: ...
+    def names(self) -> StringArray: ...
 
     @property
     def labels(self) -> np.ndarray | None: ...
@@ -39,7 +37,7 @@ class Store(Protocol):
     def classes(self) -> list[str] | None: ...
 
     @property
-    def parts(self) -> np.ndarray | None: ...
+    def splits(self) -> np.ndarray | None: ...
 
     @property
     def shards(self) -> np.ndarray | None: ...
@@ -52,7 +50,7 @@ class Store(Protocol):
             DataUnreachable: it lies elsewhere, and cannot be fetched.
         """
 
-    def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
+    def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
         """Learn which shards are being read, and which come next, so that they are here by then."""
 
     def identity(self, positions: np.ndarray) -> bytes:
@@ -66,7 +64,7 @@ class ImageList:
     Args:
         root: the folder that paths are relative to, or where the store lies, which may be a URL.
         paths: with `/` between folders; sorted, or in the order of their list file, where they may be absolute. Any
-            sequence of strings; kept as `Names`.
+            sequence of strings; kept as `StringArray`.
         labels: int64 [N], positions in `classes`, or None.
         classes: names, or None.
         store: what the images lie in, if they are not files of their own.
@@ -81,7 +79,7 @@ class ImageList:
     positions: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "paths", Names.of(self.paths))
+        object.__setattr__(self, "paths", StringArray.of(self.paths))
 
     @classmethod
     def of(cls, store: Store, positions: np.ndarray) -> "ImageList":
@@ -125,10 +123,10 @@ class ImageList:
             return None
         return self.store.shards[self.positions[indices]]
 
-    def expect(self, now: np.ndarray, soon: np.ndarray) -> None:
+    def prefetch(self, current: np.ndarray, upcoming: np.ndarray) -> None:
         """Say which shards are being read, and which come next."""
         if self.store is not None:
-            self.store.expect(now.tolist(), soon.tolist())
+            self.store.prefetch(current.tolist(), upcoming.tolist())
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "ImageList":
         """Some of the images, in the order given; the classes stay."""
@@ -136,7 +134,7 @@ class ImageList:
         if self.store is not None and self.positions is not None:
             return ImageList.of(self.store, self.positions[indices])
         labels = None if self.labels is None else self.labels[indices]
-        return ImageList(self.root, Names.of(self.paths).take(indices), labels, self.classes)
+        return ImageList(self.root, StringArray.of(self.paths).take(indices), labels, self.classes)
 
     def fingerprint(self) -> str:
         """SHA-256 over relative paths, labels and class names, in hexadecimal.
@@ -150,7 +148,7 @@ class ImageList:
         if self.store is not None and self.positions is not None:
             sections.append(self.store.identity(self.positions))
         names = hashlib.sha256()
-        for number, name in enumerate(Names.of(self.paths).encoded()):
+        for number, name in enumerate(StringArray.of(self.paths).encoded()):
             names.update(b"\0" + name if number else name)
         digests = [names.digest(), *(hashlib.sha256(section).digest() for section in sections)]
         return hashlib.sha256(b"".join(digests)).hexdigest()

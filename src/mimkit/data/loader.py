@@ -7,6 +7,8 @@ Shapes: B batch, C channels, H W pixels.
 
 import functools
 import itertools
+import time
+import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 
@@ -33,7 +35,7 @@ class Batch:
     Args:
         images: uint8 [B, C, H, W], in memory with the channels last, as decoders write them.
         keys: int64 [B], one for each (seed, epoch, image, repeat), from which further draws such as masks are made.
-        batch_key: int64 [1], the same for all parts and shares of one training batch.
+        batch_key: int64 [1], the same for all micro-batches of one training batch.
         indices: int64 [B], positions in the image list.
         skipped: (path, reason) of each bad image that was met on the way.
     """
@@ -62,9 +64,9 @@ class Batch:
 class TrainBatches:
     """Random views of all images, shuffled in each pass; the images that do not fill a last batch wait for the next.
 
-    A batch can come in several equal parts, for steps that accumulate gradients, and each of these in equal shares, one
-    for each of several processes; together they are the same images with the same keys. A bad image is replaced by one
-    that comes soon after its batch in the pass's order.
+    A batch can come in several equal micro-batches, for steps that accumulate gradients and for several processes;
+    together they are the same images with the same keys. A bad image is replaced by one that comes soon after its
+    batch in the pass's order.
 
     With repeats R, an image is decoded once and gives R views, each with a key of its own, side by side in the batch:
     B views come from B / R images. A step and an epoch have as many views as without repeats, and an R-th of the
@@ -79,18 +81,18 @@ class TrainBatches:
         channels: 3 or 1.
         decode: with what; see `open_image`.
         batch_size: views per batch, which is to say per step, over all processes.
-        parts: pieces that a batch comes in.
+        accumulation: steps that gradients accumulate over: the micro-batches of each process in a batch.
         repeats: views of each image.
         seed: of order, views and keys.
         workers: processes that read; 0 reads in this one.
-        prefetch: parts that each of them reads ahead.
-        pinned: whether what they read comes in pinned memory, for a GPU.
-        rank: which share of each part this process has.
-        world: how many processes share a part.
+        prefetch: micro-batches that each of them reads ahead.
+        pin_memory: whether what they read comes in pinned memory, for a GPU.
+        rank: which of the processes this is.
+        world: how many processes train together.
 
     Raises:
-        ValueError: the batch size is below 1 or needs more images than there are, does not divide into the parts,
-            processes and repeats, or another value is out of range.
+        ValueError: the batch size is below 1 or needs more images than there are, does not divide into the
+            micro-batches, processes and repeats, or another value is out of range.
     """
 
     images: ImageList
@@ -100,27 +102,28 @@ class TrainBatches:
     channels: int = 3
     decode: Decoder = "pillow"
     batch_size: int
-    parts: int = 1
+    accumulation: int = 1
     repeats: int = 1
     seed: int = 0
     workers: int = 0
     prefetch: int = 2
-    pinned: bool = False
+    pin_memory: bool = False
     rank: int = 0
     world: int = 1
 
     def __post_init__(self) -> None:
-        if self.parts < 1 or self.batch_size % self.parts:
-            raise ValueError(f"a batch of {self.batch_size} does not divide into {self.parts} parts")
+        if self.accumulation < 1 or self.batch_size % self.accumulation:
+            raise ValueError(f"a batch of {self.batch_size} does not divide into {self.accumulation} micro-batches")
         if not 0 <= self.rank < self.world:
             raise ValueError(f"there is no process {self.rank} among {self.world}")
-        if self.batch_size % (self.parts * self.world):
+        if self.batch_size % (self.accumulation * self.world):
             raise ValueError(
-                f"a batch of {self.batch_size} in {self.parts} parts does not divide among {self.world} processes"
+                f"a batch of {self.batch_size} does not divide into {self.accumulation} micro-batches for each of "
+                f"{self.world} processes"
             )
-        if self.repeats < 1 or self.share % self.repeats:
+        if self.repeats < 1 or self.micro_batch % self.repeats:
             raise ValueError(
-                f"{self.share} views, what a process computes at once, are not made of {self.repeats} repeats"
+                f"{self.micro_batch} views, what a process computes at once, are not made of {self.repeats} repeats"
             )
         if not 1 <= self._images_per_step <= len(self.images):
             needed = f" of {self.repeats} views each" if self.repeats > 1 else ""
@@ -133,9 +136,9 @@ class TrainBatches:
         return max(1, len(self.images) // self.batch_size)
 
     @property
-    def share(self) -> int:
+    def micro_batch(self) -> int:
         """Views that a process computes at once."""
-        return self.batch_size // (self.parts * self.world)
+        return self.batch_size // (self.accumulation * self.world)
 
     @property
     def _images_per_step(self) -> int:
@@ -150,36 +153,36 @@ class TrainBatches:
         """int64 [S]: what the images' store calls the shards of the order, if there are any."""
         return self.images.shards_of(self._order.limits[:-1])
 
-    def starting_at(self, step: int) -> Generator[Batch]:
-        """All parts of all batches from global step `step` on, without end. Closing the iterator ends its workers.
+    def from_step(self, step: int) -> Generator[Batch]:
+        """This process's micro-batches from global step `step` on, without end. Closing the iterator ends its workers.
 
         Raises:
-            TooManyBadImages: see `part`.
+            TooManyBadImages: see `micro_batch_at`.
         """
         _ = self._order, self._shards  # made here once, rather than by each worker
-        numbers = itertools.count(step * self.parts)
-        return in_order(self.part, numbers, self.workers, prefetch=self.prefetch, pinned=self.pinned)
+        numbers = itertools.count(step * self.accumulation)
+        return in_order(self.micro_batch_at, numbers, self.workers, prefetch=self.prefetch, pin_memory=self.pin_memory)
 
-    def part(self, number: int) -> Batch:
-        """This process's share of one part of a batch, counted over all steps, read in this process.
+    def micro_batch_at(self, number: int) -> Batch:
+        """One micro-batch, by its number over all steps, read in this process.
 
         Raises:
             TooManyBadImages: 100 candidates in a row, or all images there are, were bad.
         """
         count, order = len(self.images), self._order
         views = Views(self.images, self.view, self.size, self.channels, self.decode)
-        whole, share = self._images_per_step, self.share // self.repeats
-        epoch, place = divmod(number, count // whole * self.parts)
-        first = (place * self.world + self.rank) * share
-        indices = order.at(self.seed, epoch, np.arange(first, first + share))
+        per_step, own = self._images_per_step, self.micro_batch // self.repeats
+        epoch, place = divmod(number, count // per_step * self.accumulation)
+        first = (place * self.world + self.rank) * own
+        indices = order.at(self.seed, epoch, np.arange(first, first + own))
         if self._shards is not None:
-            now, soon = order.windows(self.seed, epoch, first, first + share)
-            self.images.expect(self._shards[now], self._shards[soon])
-        keys = self._keys(epoch, indices)
-        pixels = views.empty(share * self.repeats)
+            current, upcoming = order.windows(self.seed, epoch, first, first + own)
+            self.images.prefetch(self._shards[current], self._shards[upcoming])
+        keys = self._view_keys(epoch, indices)
+        pixels = views.empty(own * self.repeats)
         skipped: dict[str, str] = {}
-        for slot in range(share):
-            spares = itertools.count(first + slot + whole)
+        for slot in range(own):
+            spares = itertools.count(first + slot + per_step)
             tries = min(MOST_BAD_IN_A_ROW, count + 1)
             cuts = slice(slot * self.repeats, (slot + 1) * self.repeats)
             while (bad := views.put(pixels[cuts], indices[slot], keys[cuts])) is not None:
@@ -190,13 +193,38 @@ class TrainBatches:
                         f"{min(MOST_BAD_IN_A_ROW, count)} images in a row cannot be read; the last: {bad}"
                     )
                 indices[slot : slot + 1] = order.at(self.seed, epoch, np.array([next(spares) % count]))
-                keys[cuts] = self._keys(epoch, indices[slot : slot + 1])
-        batch_key = _keys(self.seed, epoch, np.array([-2 - place // self.parts]))  # of no image, and not the order's
+                keys[cuts] = self._view_keys(epoch, indices[slot : slot + 1])
+        # The key of no image, and not the order's, which is that of -1.
+        batch_key = _image_keys(self.seed, epoch, np.array([-2 - place // self.accumulation]))
         return _batch(pixels, keys, batch_key, indices.repeat(self.repeats), skipped)
 
-    def _keys(self, epoch: int, indices: np.ndarray) -> np.ndarray:
+    def reading_times(self) -> list[float]:
+        """Seconds that this process needs for each of up to 64 images, decoded and cut into all views, for about 1 s.
+
+        The images are those that training reads first. Empty where one cannot be read: training will say why.
+        """
+        one = replace(self, batch_size=self.repeats, accumulation=1, rank=0, world=1)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in data workers
+        seconds: list[float] = []
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", module="PIL")
+                one.micro_batch_at(self.rank)  # imports what decoding needs
+                while len(seconds) < 64 and sum(seconds) < 1:
+                    number = self.rank + (1 + len(seconds)) * self.world
+                    started = time.perf_counter()
+                    one.micro_batch_at(number)
+                    seconds.append(time.perf_counter() - started)
+        except Exception:
+            return []
+        finally:
+            torch.set_num_threads(threads)
+        return seconds
+
+    def _view_keys(self, epoch: int, indices: np.ndarray) -> np.ndarray:
         """int64 [images] to int64 [images * repeats]; the first repeat of an image has the key it has without."""
-        first = _keys(self.seed, epoch, indices)[:, None]
+        first = _image_keys(self.seed, epoch, indices)[:, None]
         more = scramble(scramble(~torch.from_numpy(first)) + torch.arange(1, self.repeats)).numpy()
         return np.concatenate([first, more], axis=1).ravel()
 
@@ -264,8 +292,8 @@ class Views:
 
 def _read_in_order(views: Views, batch_size: int, step: int) -> Batch:
     indices = np.arange(step * batch_size, min((step + 1) * batch_size, len(views.images)))
-    keys = _keys(0, 0, indices)
-    _expect(views.images, indices, indices[-1] + 1 + np.arange(4 * batch_size))
+    keys = _image_keys(0, 0, indices)
+    _prefetch(views.images, indices, indices[-1] + 1 + np.arange(4 * batch_size))
     pixels = views.empty(len(indices))
     good: list[int] = []
     skipped: dict[str, str] = {}
@@ -278,11 +306,11 @@ def _read_in_order(views: Views, batch_size: int, step: int) -> Batch:
     return _batch(pixels[: len(good)], keys[good], keys[:1], indices[good], skipped)
 
 
-def _expect(images: ImageList, now: np.ndarray, soon: np.ndarray) -> None:
+def _prefetch(images: ImageList, current: np.ndarray, upcoming: np.ndarray) -> None:
     """Say which images are read now and which soon, those past the end aside, where they lie in shards."""
-    shards, coming = images.shards_of(now), images.shards_of(soon[soon < len(images)])
-    if shards is not None and coming is not None:
-        images.expect(np.unique(shards), np.unique(coming))
+    read_now, read_next = images.shards_of(current), images.shards_of(upcoming[upcoming < len(images)])
+    if read_now is not None and read_next is not None:
+        images.prefetch(np.unique(read_now), np.unique(read_next))
 
 
 def _batch(
@@ -292,7 +320,7 @@ def _batch(
     return Batch(images.permute(0, 3, 1, 2), own, shared, positions, list(skipped.items()))
 
 
-def _keys(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
+def _image_keys(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
     return sample_keys(seed, epoch, torch.from_numpy(indices)).numpy()
 
 

@@ -1,6 +1,6 @@
-"""In which order a pass takes the images: a function of seed, pass and place.
+"""In which order an epoch takes the images: a function of seed, epoch and position.
 
-Shapes: B places, S shards.
+Shapes: B positions, S shards, W windows.
 """
 
 import functools
@@ -17,10 +17,10 @@ SHARDS_AT_ONCE = 16
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """The permutation of all images in each pass, evaluated where it is asked for: nothing is kept for each image.
+    """The permutation of all images in each epoch, evaluated on demand: nothing is stored per image.
 
-    Images in shards are shuffled within windows of `SHARDS_AT_ONCE` shards, dealt anew for each pass, so that a pass
-    reads a few files at a time.
+    Images in shards are shuffled within windows of `SHARDS_AT_ONCE` shards, and the shards anew for each epoch, so that
+    only a few files are read at a time.
 
     Args:
         limits: int64 [S + 1], where each shard's images begin in the list, and the last end. Without shards S = 1.
@@ -30,38 +30,54 @@ class Order:
 
     @classmethod
     def of(cls, images: ImageList) -> "Order":
+        """The order of a list of images."""
         shards = images.shards
         if shards is None:
             return cls(np.array([0, len(images)]))
         return cls(np.concatenate([[0], np.flatnonzero(np.diff(shards)) + 1, [len(images)]]))
 
-    def at(self, seed: int, epoch: int, places: np.ndarray) -> np.ndarray:
-        """The images at some places of a pass: int64 [B] to int64 [B]."""
-        key, shards, ends, windows = _dealt(self, seed, epoch)
-        window = np.searchsorted(windows, places, side="right") - 1
-        start = windows[window]
-        places = start + shuffled(scramble(key + window), places - start, windows[window + 1] - start)
-        number = np.searchsorted(ends, places, side="right")
-        return self.limits[shards[number] + 1] - (ends[number] - places)
+    def at(self, seed: int, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """The images at some positions of an epoch: int64 [B] to int64 [B]."""
+        order = _shard_order(self, seed, epoch)
+        window = np.searchsorted(order.windows, positions, side="right") - 1
+        start, end = order.windows[window], order.windows[window + 1]
+        positions = start + shuffled(scramble(order.key + window), positions - start, end - start)
+        number = np.searchsorted(order.ends, positions, side="right")
+        return self.limits[order.shards[number] + 1] - (order.ends[number] - positions)
 
     def windows(self, seed: int, epoch: int, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards of the windows that some places of a pass lie in, and of the window that comes next."""
-        _, shards, _, limits = _dealt(self, seed, epoch)
-        started = np.searchsorted(limits, first, side="right") - 1
-        ended = np.searchsorted(limits, end, side="left")
-        now = shards[started * SHARDS_AT_ONCE : ended * SHARDS_AT_ONCE]
-        if ended == len(limits) - 1:  # a pass ends; the next one deals anew
-            return now, _dealt(self, seed, epoch + 1)[1][:SHARDS_AT_ONCE]
-        return now, shards[ended * SHARDS_AT_ONCE : (ended + 1) * SHARDS_AT_ONCE]
+        """The shards of the windows that the positions from `first` to below `end` lie in, and of the next window."""
+        order = _shard_order(self, seed, epoch)
+        first_window = np.searchsorted(order.windows, first, side="right") - 1
+        end_window = np.searchsorted(order.windows, end, side="left")
+        current = order.shards[first_window * SHARDS_AT_ONCE : end_window * SHARDS_AT_ONCE]
+        if end_window == len(order.windows) - 1:  # the last window of its epoch
+            return current, _shard_order(self, seed, epoch + 1).shards[:SHARDS_AT_ONCE]
+        return current, order.shards[end_window * SHARDS_AT_ONCE : (end_window + 1) * SHARDS_AT_ONCE]
+
+
+@dataclass(frozen=True, eq=False)
+class _ShardOrder:
+    """In which order an epoch reads the shards.
+
+    Args:
+        key: int64 [1], what the epoch is shuffled by: the key of image -1, which no view uses.
+        shards: int64 [S], the shards in order.
+        ends: int64 [S], the position where each of them has ended.
+        windows: int64 [W + 1], the position where each window of `SHARDS_AT_ONCE` shards begins, and the last ends.
+    """
+
+    key: np.ndarray
+    shards: np.ndarray
+    ends: np.ndarray
+    windows: np.ndarray
 
 
 @functools.lru_cache(maxsize=2)
-def _dealt(order: Order, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """A pass's key [1], which is that of image -1, which no view uses; its shards [S] in the order dealt; where each
-    has ended [S]; where each window of `SHARDS_AT_ONCE` begins, and the last ends."""
+def _shard_order(order: Order, seed: int, epoch: int) -> _ShardOrder:
     key = sample_keys(seed, epoch, torch.tensor([-1])).numpy()
     count = len(order.limits) - 1
     shards = shuffled(~key, np.arange(count), np.array([count]))
     ends = np.diff(order.limits)[shards].cumsum()
     windows = np.concatenate([[0], ends[SHARDS_AT_ONCE - 1 : -1 : SHARDS_AT_ONCE], ends[-1:]])
-    return key, shards, ends, windows
+    return _ShardOrder(key, shards, ends, windows)

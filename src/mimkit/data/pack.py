@@ -3,7 +3,7 @@
     header   128 bytes: magic, version, number of images, where the index lies, the fingerprint of the images it was
              made from, SHA-256 of the index, CRC-32 of the header itself
     images   one JPEG after the other
-    index    what is known of them (JSON), then arrays: place, length, CRC-32, width, height, label, part, name
+    index    what is known of them (JSON), then arrays: place, length, CRC-32, width, height, label, split, name
 
 All numbers are little-endian. The index holds a checksum of every image, so that its own stands for the whole file.
 
@@ -20,8 +20,7 @@ import os
 import struct
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,10 +30,10 @@ from PIL import Image
 
 from mimkit.data.decode import read_image
 from mimkit.data.images import ImageList
-from mimkit.data.string_array import Names
+from mimkit.data.string_array import StringArray
 from mimkit.data.workers import in_order
 from mimkit.errors import BadImage
-from mimkit.files import flush
+from mimkit.files import atomic_file
 
 MAGIC, VERSION = b"mimkpack", 1
 _HEADER = struct.Struct("<8sIIQQQ32s32s")
@@ -43,7 +42,7 @@ _JPEG_START = b"\xff\xd8\xff"
 _AT_ONCE = 32
 _PREAD = hasattr(os, "pread")
 
-# Of the index, in this order; labels and parts may be missing.
+# Of the index, in this order; labels and splits, kept as "parts", may be missing.
 _ARRAYS = {
     "starts": "<i8", "lengths": "<i8", "checksums": "<u4", "widths": "<i4", "heights": "<i4", "labels": "<i8",
     "parts": "|u1", "name_limits": "<i8", "text": "|u1",
@@ -111,9 +110,9 @@ class Pack:
                 arrays[name] = np.frombuffer(index, kind, self.about["counts"][name], place)
                 place = _aligned(place + arrays[name].nbytes)
         limits = arrays["name_limits"]
-        self.names = Names(arrays["text"], limits[:-1], limits[1:])
+        self.names = StringArray(arrays["text"], limits[:-1], limits[1:])
         self.classes: list[str] | None = self.about["classes"]
-        self.labels, self.parts = arrays.get("labels"), arrays.get("parts")
+        self.labels, self.splits = arrays.get("labels"), arrays.get("parts")
         self.widths, self.heights = arrays["widths"], arrays["heights"]
         self._starts, self._lengths, self._checksums = arrays["starts"], arrays["lengths"], arrays["checksums"]
 
@@ -139,7 +138,7 @@ class Pack:
         """Checksums of the images."""
         return self._checksums[positions].tobytes()
 
-    def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
+    def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
         """Nothing to do: there are no shards."""
 
 
@@ -171,7 +170,7 @@ class Packed:
 
 def write_pack(
     images: ImageList,
-    parts: np.ndarray | None,
+    splits: np.ndarray | None,
     out: Path,
     *,
     short_side: int = 256,
@@ -186,7 +185,7 @@ def write_pack(
 
     Args:
         images: what to pack.
-        parts: TRAIN or HELD_OUT for each, uint8 [N], or None.
+        splits: TRAIN or HELD_OUT for each, uint8 [N], or None.
         out: file to write.
         short_side: in pixels, at most; nothing is enlarged.
         quality: of the JPEG images, 1 to 100.
@@ -205,7 +204,8 @@ def write_pack(
     sizes = np.zeros((len(images), 2), dtype=np.int32)
     lengths, checksums = np.zeros(len(images), dtype=np.int64), np.zeros(len(images), dtype=np.uint32)
     skipped: list[tuple[str, str]] = []
-    with _whole(out) as file:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(out) as file:
         file.write(bytes(_HEADER_BYTES))
         some = in_order(shrink, range(-(-len(images) // _AT_ONCE)), workers)
         try:
@@ -223,13 +223,13 @@ def write_pack(
         good = np.flatnonzero(lengths)
         if not len(good):
             raise ValueError(f"none of the {len(images)} images can be read; the first: {': '.join(skipped[0])}")
-        names = Names.of(list(Names.of(images.paths).take(good)))
+        names = StringArray.of(list(StringArray.of(images.paths).take(good)))
         lengths = lengths[good]
         arrays: dict[str, np.ndarray] = {"lengths": lengths, "starts": _HEADER_BYTES + np.cumsum(lengths) - lengths}
         arrays |= {"checksums": checksums[good], "widths": sizes[good, 0], "heights": sizes[good, 1]}
         arrays |= {"name_limits": np.concatenate([[0], names.ends]), "text": names.text}
         arrays |= {} if images.labels is None else {"labels": images.labels[good]}
-        arrays |= {} if parts is None else {"parts": parts[good]}
+        arrays |= {} if splits is None else {"parts": splits[good]}
         counts = {name: len(arrays[name]) for name in _ARRAYS if name in arrays}
         about = {"short_side": short_side, "quality": quality, "classes": images.classes, "counts": counts}
         _write_index(file, about, arrays, len(good), images.fingerprint())
@@ -284,24 +284,6 @@ def _shrink(images: ImageList, index: int, short_side: int, quality: int) -> tup
     except (OSError, ValueError) as error:  # more than 65,535 pixels long
         return f"{image.width} x {image.height} pixels do not go into a JPEG: {error}"
     return buffer.getvalue(), image.size
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when all has been written, and not at all after an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-        flush(unfinished)
-        os.replace(unfinished, path)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _aligned(place: int) -> int:

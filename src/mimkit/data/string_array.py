@@ -15,7 +15,7 @@ import numpy as np
 _AT_ONCE = 1 << 16
 
 
-class Names(Sequence[str]):
+class StringArray(Sequence[str]):
     """A sequence of texts that cannot be changed.
 
     Args:
@@ -28,9 +28,9 @@ class Names(Sequence[str]):
         self.text, self.starts, self.ends = text, starts, ends
 
     @classmethod
-    def of(cls, names: Iterable[str]) -> "Names":
+    def of(cls, names: Iterable[str]) -> "StringArray":
         """The same names."""
-        if isinstance(names, Names):
+        if isinstance(names, StringArray):
             return names
         text, lengths, names = bytearray(), array("q", [0]), iter(names)
         while some := [name.encode("utf-8", "surrogateescape") for name in itertools.islice(names, _AT_ONCE)]:
@@ -46,11 +46,11 @@ class Names(Sequence[str]):
     def __getitem__(self, index: int) -> str: ...
 
     @overload
-    def __getitem__(self, index: slice) -> "Names": ...
+    def __getitem__(self, index: slice) -> "StringArray": ...
 
-    def __getitem__(self, index: int | slice) -> "str | Names":
+    def __getitem__(self, index: int | slice) -> "str | StringArray":
         if isinstance(index, slice):
-            return Names(self.text, self.starts[index], self.ends[index])
+            return StringArray(self.text, self.starts[index], self.ends[index])
         return self.text[self.starts[index] : self.ends[index]].tobytes().decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
@@ -73,6 +73,6 @@ class Names(Sequence[str]):
             for first, end in zip(self.starts[some].tolist(), self.ends[some].tolist(), strict=True):
                 yield self.text[first:end].tobytes()
 
-    def take(self, indices: np.ndarray) -> "Names":
+    def take(self, indices: np.ndarray) -> "StringArray":
         """Some of the names, in the order given; the text is shared."""
-        return Names(self.text, self.starts[indices], self.ends[indices])
+        return StringArray(self.text, self.starts[indices], self.ends[indices])

@@ -25,7 +25,7 @@ Made = TypeVar("Made")
 
 
 def in_order(
-    make: Callable[[int], Made], numbers: Iterable[int], workers: int, *, prefetch: int = 2, pinned: bool = False
+    make: Callable[[int], Made], numbers: Iterable[int], workers: int, *, prefetch: int = 2, pin_memory: bool = False
 ) -> Generator[Made]:
     """What `make` makes of each number, in their order, here or in worker processes. Closing it ends them.
 
@@ -34,7 +34,7 @@ def in_order(
         numbers: without end, or few.
         workers: how many; 0 makes all here.
         prefetch: how many results each worker is ahead.
-        pinned: have workers' results put into memory that a GPU copies from by itself: their `pin_memory()`.
+        pin_memory: have workers' results put into memory that a GPU copies from by itself: their `pin_memory()`.
 
     Raises:
         Whatever `make` raises; in a worker only `CannotGoOn` keeps its message to itself.
@@ -48,7 +48,7 @@ def in_order(
         batch_size=None,  # a worker makes a whole one
         num_workers=workers,
         prefetch_factor=prefetch,
-        pin_memory=pinned,
+        pin_memory=pin_memory,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else it draws its workers' seeds from the global one
     )

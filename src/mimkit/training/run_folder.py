@@ -15,17 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mimkit.files import flush, refuse_unwritable, write_text
+from mimkit.files import flush, process_lock, refuse_unwritable, write_text
 from mimkit.records import make, parse_text
 from mimkit.training.checkpoint import Checkpoint, load, recover, save
 from mimkit.training.distributed import SINGLE, World
 from mimkit.training.optim import Train
-
-try:
-    import fcntl
-except ImportError:  # no such locks on Windows
-    fcntl = None  # type: ignore[assignment]
-
 
 FORMAT = 2
 """Of run.json and of what `mimkit export` writes into files. 1, which is not written down, had parts as text and one
@@ -172,12 +166,11 @@ def refuse_nonempty(folder: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with (folder / ".lock").open("w") as file:
-        if fcntl is not None:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(f"{folder} is being trained by another process") from error
+    with contextlib.ExitStack() as stack:  # so that only what the lock raises is translated
+        try:
+            stack.enter_context(process_lock(folder / ".lock"))
+        except BlockingIOError as error:
+            raise ValueError(f"{folder} is being trained by another process") from error
         yield
 
 

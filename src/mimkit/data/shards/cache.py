@@ -17,12 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mimkit.errors import DataUnreachable
-from mimkit.files import flush, write_bytes
-
-try:
-    import fcntl
-except ImportError:  # no such locks on Windows
-    fcntl = None  # type: ignore[assignment]
+from mimkit.files import HAS_LOCKS, flush, lock_open_file, write_bytes
 
 GIGABYTE = 10**9
 DEFAULT_GB = 50.0
@@ -60,14 +55,14 @@ class Cache:
         named = os.environ.get("MIMKIT_CACHE")
         return cls(folder or (Path(named) if named else _platform_cache()), int(gigabytes * GIGABYTE))
 
-    def recall(self, name: str) -> bytes | None:
-        """What `remember` has kept, or None."""
+    def get_small(self, name: str) -> bytes | None:
+        """What `put_small` has kept, or None."""
         try:
             return (self.folder / "index" / name).read_bytes()
         except OSError:
             return None
 
-    def remember(self, name: str, data: bytes) -> None:
+    def put_small(self, name: str, data: bytes) -> None:
         """Keep a small file for good, outside the bound.
 
         Raises:
@@ -80,7 +75,7 @@ class Cache:
         except OSError as error:
             raise DataUnreachable(f"nothing can be kept in {self.folder}: {error.strerror or error}") from error
 
-    def obtain(self, name: str, size: int, make: Callable[[Path], None], *, wait: bool = True) -> bool:
+    def fetch(self, name: str, size: int, make: Callable[[Path], None], *, wait: bool = True) -> bool:
         """See to it that there is a file of a name. False where another process is making it and this one won't wait.
 
         Args:
@@ -119,17 +114,13 @@ class Cache:
             file = path.open("rb", buffering=0)
         except FileNotFoundError:
             return None
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_SH)
+        if HAS_LOCKS:
+            lock_open_file(file, shared=True)
             if not os.fstat(file.fileno()).st_nlink:  # removed just before
                 file.close()
                 return None
         os.utime(path)
         return file
-
-    def discard(self, name: str) -> None:
-        """Remove a file that is not what it should be."""
-        (self.folder / name).unlink(missing_ok=True)
 
     def _lock(self, name: str, *, wait: bool) -> FileLock:
         (self.folder / "locks").mkdir(exist_ok=True)
@@ -174,11 +165,11 @@ class Cache:
 
 def _remove_unused(path: Path) -> bool:
     try:
-        if fcntl is None:
+        if not HAS_LOCKS:  # on Windows the system refuses to remove open files
             path.unlink(missing_ok=True)
             return True
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_open_file(file, shared=False)
             path.unlink(missing_ok=True)
     except FileNotFoundError:
         return True

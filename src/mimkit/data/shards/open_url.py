@@ -12,9 +12,9 @@ import numpy as np
 from mimkit.data.images import Store
 from mimkit.data.shards.cache import GIGABYTE, Cache
 from mimkit.data.shards.parquet import open_parquet
-from mimkit.data.shards.prefetch import MOST_OPEN, Fetched, Source
+from mimkit.data.shards.prefetch import MOST_OPEN, FetchedFiles, RemoteFiles
 from mimkit.data.shards.tar import INDEX_VERSION, Index, Shards, build_index, pack_index, unpack_index
-from mimkit.data.shards.urls import RemoteFile, at_once, fetch, fetch_small, path_of, remote_files, root_of
+from mimkit.data.shards.urls import RemoteFile, download, download_small, map_in_threads, path_of, remote_files, root_of
 from mimkit.errors import DataUnreachable
 from mimkit.progress import Progress, speaking
 
@@ -58,11 +58,11 @@ def refuse_small(cache: Cache, files: Sequence[RemoteFile]) -> None:
 
 def _indices(files: Sequence[RemoteFile], cache: Cache) -> list[Index]:
     """The index of each shard: kept here, lying beside it at its server, or made by reading it through."""
-    kept = {file: index for file in files if (index := _kept(file, cache)) is not None}
+    kept = {file: index for file in files if (index := _cached(file, cache)) is not None}
     missing = [file for file in files if file not in kept]
-    for file, index in zip(missing, at_once(_beside, missing, 16), strict=True):
+    for file, index in zip(missing, map_in_threads(_published, missing, 16), strict=True):
         if index is not None:
-            _keep(file, cache, index)
+            _store(file, cache, index)
             kept[file] = index
     unknown = [file for file in missing if file not in kept]
     if unknown:
@@ -72,49 +72,49 @@ def _indices(files: Sequence[RemoteFile], cache: Cache) -> list[Index]:
                 f"{len(unknown)} shards, {size:.2g} GB, have no index beside them: each is read through, this once"
             )
             progress.summary = "read through"
-            built = at_once(lambda file: _build(file, cache), unknown, _BUILT_AT_ONCE)
+            built = map_in_threads(lambda file: _build(file, cache), unknown, _BUILT_AT_ONCE)
             for done, (file, index) in enumerate(zip(unknown, built, strict=True), start=1):
                 kept[file] = index
                 progress.step(done)
     return [kept[file] for file in files]
 
 
-def _kept(file: RemoteFile, cache: Cache) -> Index | None:
-    data = cache.recall(f"{file.key}.npz")
-    return None if data is None else _fitting(data, file)
+def _cached(file: RemoteFile, cache: Cache) -> Index | None:
+    data = cache.get_small(f"{file.key}.npz")
+    return None if data is None else _unpack_for(data, file)
 
 
-def _keep(file: RemoteFile, cache: Cache, index: Index) -> None:
-    cache.remember(f"{file.key}.npz", pack_index(index, np.array([INDEX_VERSION, file.size, 0], dtype=np.int64)))
+def _store(file: RemoteFile, cache: Cache, index: Index) -> None:
+    cache.put_small(f"{file.key}.npz", pack_index(index, np.array([INDEX_VERSION, file.size, 0], dtype=np.int64)))
 
 
-def _beside(file: RemoteFile) -> Index | None:
+def _published(file: RemoteFile) -> Index | None:
     """The index that lies beside a shard: as it is written beside local ones, or without the dot."""
     path = path_of(file.url)
     folder, _, name = path.rpartition("/")
     query = file.url.removeprefix(path)
     for candidate in (f".{name}.index.npz", f"{name}.index.npz"):
-        data = fetch_small(f"{folder}/{candidate}{query}", most=file.size)  # a member's header alone is 512 bytes
-        if data is not None and (index := _fitting(data, file)) is not None:
+        data = download_small(f"{folder}/{candidate}{query}", most=file.size)  # a member's header alone is 512 bytes
+        if data is not None and (index := _unpack_for(data, file)) is not None:
             return index
     return None
 
 
-def _fitting(data: bytes, file: RemoteFile) -> Index | None:
+def _unpack_for(data: bytes, file: RemoteFile) -> Index | None:
     unpacked = unpack_index(data)
     return unpacked[1] if unpacked is not None and unpacked[0][1] == file.size else None
 
 
 def _build(file: RemoteFile, cache: Cache) -> Index:
-    fetched = Fetched(Source([file], cache))
+    fetched = FetchedFiles(RemoteFiles([file], cache))
     index = build_index(fetched.file(0), file.url)
-    _keep(file, cache, index)
+    _store(file, cache, index)
     return index
 
 
-def _checked(files: Sequence[RemoteFile], cache: Cache, indices: Sequence[Index]) -> Fetched:
+def _checked(files: Sequence[RemoteFile], cache: Cache, indices: Sequence[Index]) -> FetchedFiles:
     places = {file: index.places for file, index in zip(files, indices, strict=True)}
-    return Fetched(Source(files, cache, _FetchChecked(places)))
+    return FetchedFiles(RemoteFiles(files, cache, _FetchChecked(places)))
 
 
 class _FetchChecked:
@@ -128,7 +128,7 @@ class _FetchChecked:
         self.places = places
 
     def __call__(self, file: RemoteFile, target: Path, waits: Sequence[float]) -> None:
-        fetch(file, target, waits)
+        download(file, target, waits)
         with target.open("rb") as shard:
             for start, length in self.places[file].tolist():
                 shard.seek(start - 512 + 124)

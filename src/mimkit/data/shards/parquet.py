@@ -21,16 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from mimkit.data.images import HELD_OUT, TRAIN
 from mimkit.data.shards.cache import Cache
-from mimkit.data.shards.prefetch import Fetched, Source
-from mimkit.data.shards.tar import number_classes, part_of
-from mimkit.data.shards.urls import FIRST_WAITS, RemoteFile, at_once, fetch, open_remote, patiently
-from mimkit.data.string_array import Names
+from mimkit.data.shards.prefetch import FetchedFiles, RemoteFiles
+from mimkit.data.shards.tar import number_classes
+from mimkit.data.shards.urls import FIRST_WAITS, RemoteFile, download, map_in_threads, open_remote, with_retries
+from mimkit.data.splits import choose_splits, split_of
+from mimkit.data.string_array import StringArray
 from mimkit.errors import BadImage, DataUnreachable
 from mimkit.files import Location, below
 
-HELD_OUT_NAMES = ("val", "valid", "validation", "test")
 _LABELS = ("label", "labels", "class", "cls", "fine_label")
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
 
@@ -64,17 +63,17 @@ class ParquetImages:
         rows: int64: where in its file.
         labels: int64 or None.
         classes: their names, in the data set's own order.
-        parts: TRAIN or HELD_OUT for each, where the files' names say it.
+        splits: TRAIN or HELD_OUT for each, where the files' names say it.
     """
 
     path: Location
-    files: Fetched
-    names: Names
+    files: FetchedFiles
+    names: StringArray
     shards: np.ndarray
     rows: np.ndarray
     labels: np.ndarray | None
     classes: list[str] | None
-    parts: np.ndarray | None
+    splits: np.ndarray | None
 
     def read(self, position: int) -> bytes:
         """One image as it is in its row.
@@ -91,12 +90,12 @@ class ParquetImages:
 
     def identity(self, positions: np.ndarray) -> bytes:
         """Sizes of the files."""
-        sizes = np.array([file.size for file in self.files.source.files], dtype="<i8")
+        sizes = np.array([file.size for file in self.files.remote.files], dtype="<i8")
         return sizes[self.shards[positions]].tobytes()
 
-    def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
+    def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
         """Pass it on to the files."""
-        self.files.expect(now, soon)
+        self.files.prefetch(current, upcoming)
 
 
 def is_parquet(path: Path) -> bool:
@@ -116,37 +115,27 @@ def open_parquet(root: Location, files: Sequence[RemoteFile], cache: Cache) -> P
         ValueError: a file has no column of images, or several; the package is missing that reads such files.
         DataUnreachable: the server does not answer.
     """
-    files, kinds = choose_parts(files, [part_of(file.name) for file in files])
-    found = list(at_once(lambda file: _rows(file, cache), files, 16))
+    files, splits = choose_splits(files, [split_of(file.name) for file in files])
+    found = list(map_in_threads(lambda file: _rows(file, cache), files, 16))
     counts = np.array([rows.count for rows in found])
     if not counts.sum():
         raise ValueError(f"no rows in the {len(files)} parquet files of {root}")
     labels, classes = join_labels([(rows.labels, rows.classes) for rows in found])
-    names = Names.of(
+    names = StringArray.of(
         f"{file.name}/{row:06d}" for file, rows in zip(files, found, strict=True) for row in range(rows.count)
     )
     shards = np.repeat(np.arange(len(files)), counts)
     columns = {file: rows.column for file, rows in zip(files, found, strict=True)}
     return ParquetImages(
         root,
-        Fetched(Source(files, cache, _Rewritten(columns), ".rows")),
+        FetchedFiles(RemoteFiles(files, cache, _Rewritten(columns), ".rows")),
         names,
         shards,
         np.concatenate([np.arange(count) for count in counts]),
         labels,
         classes,
-        None if kinds is None else kinds[shards],
+        None if splits is None else splits[shards],
     )
-
-
-def choose_parts(files: Sequence[Any], parts: Sequence[str | None]) -> tuple[list[Any], np.ndarray | None]:
-    """Of files with the names of their parts, those to use, and TRAIN or HELD_OUT for each, if there are both."""
-    held_out = next((name for name in HELD_OUT_NAMES if name in parts), None)
-    if "train" not in parts or held_out is None:
-        return list(files), None
-    chosen = [(file, part) for file, part in zip(files, parts, strict=True) if part in ("train", held_out)]
-    kinds = np.array([TRAIN if part == "train" else HELD_OUT for _, part in chosen], dtype=np.uint8)
-    return [file for file, _ in chosen], kinds
 
 
 def join_labels(
@@ -231,7 +220,7 @@ def _rows(file: RemoteFile, cache: Cache) -> Rows:
     """What is known of a file, kept in the cache for good."""
     name = f"{file.key}.rows.npz"
     try:
-        with np.load(io.BytesIO(cache.recall(name) or b""), allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(cache.get_small(name) or b""), allow_pickle=False) as arrays:
             about = json.loads(str(arrays["about"]))
             labels = arrays["labels"] if about["labelled"] else None
             return Rows(about["column"], about["count"], labels, about["classes"])
@@ -241,7 +230,7 @@ def _rows(file: RemoteFile, cache: Cache) -> Rows:
     about = {"column": rows.column, "count": rows.count, "labelled": rows.labels is not None, "classes": rows.classes}
     buffer = io.BytesIO()
     np.savez(buffer, about=np.array(json.dumps(about)), labels=np.zeros(0) if rows.labels is None else rows.labels)
-    cache.remember(name, buffer.getvalue())
+    cache.put_small(name, buffer.getvalue())
     return rows
 
 
@@ -253,11 +242,11 @@ def _read_rows(file: RemoteFile, cache: Cache) -> Rows:
             return _rows_of(source, file.url)
 
     try:
-        return patiently(ranged, file.url, FIRST_WAITS)
+        return with_retries(ranged, file.url, FIRST_WAITS)
     except ValueError as error:
         if "requested" not in str(error) and "seek" not in str(error):  # fsspec's words for a server without ranges
             raise
-    whole = Fetched(Source([file], cache, suffix=".parquet"))
+    whole = FetchedFiles(RemoteFiles([file], cache, suffix=".parquet"))
     return _rows_of(whole.file(0), file.url)
 
 
@@ -296,7 +285,7 @@ class _Rewritten:
 
         fetched = target.with_name(f"{target.name}.parquet")
         try:
-            fetch(file, fetched, waits)
+            download(file, fetched, waits)
             with parquet.ParquetFile(fetched) as source, target.open("wb") as out:
                 count = source.metadata.num_rows
                 places = np.zeros((count, 2), dtype="<i8")

@@ -10,7 +10,7 @@ from io import FileIO
 from pathlib import Path
 
 from mimkit.data.shards.cache import Cache
-from mimkit.data.shards.urls import WAITS, RemoteFile, fetch
+from mimkit.data.shards.urls import WAITS, RemoteFile, download
 from mimkit.errors import DataUnreachable
 
 MOST_OPEN = 32
@@ -20,7 +20,7 @@ Make = Callable[[RemoteFile, Path, Sequence[float]], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class RemoteFiles:
     """Remote files, and where they are kept here.
 
     Args:
@@ -33,14 +33,14 @@ class Source:
 
     files: Sequence[RemoteFile]
     cache: Cache
-    make: Make = fetch
+    make: Make = download
     suffix: str = ".tar"
 
     def name(self, number: int) -> str:
         """What the cache calls a file."""
         return self.files[number].key + self.suffix
 
-    def obtain(self, number: int, *, patiently: bool = True) -> bool:
+    def fetch(self, number: int, *, wait: bool = True) -> bool:
         """Fetch a file unless it is there.
 
         Without patience there is one try only, and none, but False, where another process is at it.
@@ -48,39 +48,39 @@ class Source:
         Raises:
             DataUnreachable: it cannot be fetched or kept.
         """
-        remote, waits = self.files[number], WAITS if patiently else ()
+        remote, waits = self.files[number], WAITS if wait else ()
 
         def make(path: Path) -> None:
             self.make(remote, path, waits)
 
         try:
-            return self.cache.obtain(self.name(number), remote.size, make, wait=patiently)
+            return self.cache.fetch(self.name(number), remote.size, make, wait=wait)
         except OSError as error:
             raise DataUnreachable(
                 f"{remote.url} cannot be kept in {self.cache.folder}: {(error.strerror or str(error)).lower()}"
             ) from error
 
 
-class Fetched:
+class FetchedFiles:
     """Bytes of remote files.
 
     Each process opens files and fetches ahead for itself; locks in the cache see to it that a file comes only once.
 
     Args:
-        source: the files.
+        remote: the files.
     """
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, remote: RemoteFiles) -> None:
+        self.remote = remote
         self._begin()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Fetched, (self.source,)
+        return FetchedFiles, (self.remote,)
 
     def _begin(self) -> None:
         self._process = os.getpid()
         self._open: OrderedDict[int, FileIO] = OrderedDict()
-        self._ahead: _Ahead | None = None
+        self._ahead: _Prefetcher | None = None
         weakref.finalize(self, _close, self._open)
 
     def read(self, number: int, start: int, length: int) -> bytes:
@@ -103,28 +103,28 @@ class Fetched:
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
-        name = self.source.name(number)
-        while (file := self.source.cache.open(name)) is None:  # others may make room as soon as it is there
-            self.source.obtain(number)
+        name = self.remote.name(number)
+        while (file := self.remote.cache.open(name)) is None:  # others may make room as soon as it is there
+            self.remote.fetch(number)
         self._open[number] = file
         if len(self._open) > MOST_OPEN:
             self._open.popitem(last=False)[1].close()
         return file
 
-    def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
+    def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
         """Say which files are being read, and which will be: they are fetched by and by; all others may go.
 
         Args:
-            now: the files that are read at this time.
-            soon: those that come next, in order.
+            current: the files that are read at this time.
+            upcoming: those that come next, in order.
         """
         self._in_this_process()
-        for number in self._open.keys() - set(now):
+        for number in self._open.keys() - set(current):
             self._open.pop(number).close()
         if self._ahead is None:
-            self._ahead = _Ahead(self.source)
-            weakref.finalize(self, self._ahead.turn_to, None)
-        self._ahead.turn_to([*now, *soon])
+            self._ahead = _Prefetcher(self.remote)
+            weakref.finalize(self, self._ahead.set_wanted, None)
+        self._ahead.set_wanted([*current, *upcoming])
 
     def _in_this_process(self) -> None:
         """After a fork nothing is shared with the parent: neither open files, whose locks it holds, nor a thread."""
@@ -139,16 +139,16 @@ def _close(files: dict[int, FileIO]) -> None:
     files.clear()
 
 
-class _Ahead:
+class _Prefetcher:
     """A thread that fetches files. What fails is left to those who need the file."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, remote: RemoteFiles) -> None:
+        self.remote = remote
         self.wanted: list[int] | None = []
         self.changed = threading.Condition()
         threading.Thread(target=self._run, name="fetch ahead", daemon=True).start()
 
-    def turn_to(self, numbers: list[int] | None) -> None:
+    def set_wanted(self, numbers: list[int] | None) -> None:
         """Fetch these from now on; None ends the thread."""
         with self.changed:
             if numbers != self.wanted:
@@ -164,16 +164,16 @@ class _Ahead:
                 wanted = self.wanted
             if wanted is None:
                 return
-            done = wanted if self._obtain(wanted) else []
+            done = wanted if self._fetch_all(wanted) else []
 
-    def _obtain(self, numbers: list[int]) -> bool:
+    def _fetch_all(self, numbers: list[int]) -> bool:
         """Fetch files; False if some are still to come, or others are wanted by now."""
         missing = 0
         for number in numbers:
             if self.wanted is not numbers:
                 return False
             try:
-                missing += not self.source.obtain(number, patiently=False)
+                missing += not self.remote.fetch(number, wait=False)
             except DataUnreachable:
                 missing += 1
         if missing:

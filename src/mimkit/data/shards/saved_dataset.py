@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from mimkit.data.shards.parquet import as_labels, choose_parts, image_column, join_labels, label_column
-from mimkit.data.shards.tar import part_of
-from mimkit.data.string_array import Names
+from mimkit.data.shards.parquet import as_labels, image_column, join_labels, label_column
+from mimkit.data.splits import choose_splits, split_of
+from mimkit.data.string_array import StringArray
 from mimkit.errors import BadImage
 
 _SPLITS, _ONE = "dataset_dict.json", "state.json"
@@ -36,14 +36,14 @@ class SavedDataset:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        splits = _load(path)
-        chosen, kinds = choose_parts(list(splits), [part_of(name) for name in splits])
-        self._tables = [splits[name] for name in chosen]
+        tables = _load(path)
+        chosen, splits = choose_splits(list(tables), [split_of(name) for name in tables])
+        self._tables = [tables[name] for name in chosen]
         counts = np.array([len(table) for table in self._tables])
         if not counts.sum():
             raise ValueError(f"{path} has no rows")
         self._limits = np.concatenate([[0], counts.cumsum()])
-        self.names = Names.of(
+        self.names = StringArray.of(
             f"{name}/{row:06d}" if name else f"{row:06d}"
             for name, count in zip(chosen, counts, strict=True)
             for row in range(count)
@@ -56,7 +56,7 @@ class SavedDataset:
             table.with_format("arrow", columns=[leaf.partition(".")[0]])
             for table, leaf in zip(self._tables, self._leaves, strict=True)
         ]
-        self.parts = None if kinds is None else kinds[np.repeat(np.arange(len(counts)), counts)]
+        self.splits = None if splits is None else splits[np.repeat(np.arange(len(counts)), counts)]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SavedDataset, (self.path,)
@@ -81,7 +81,7 @@ class SavedDataset:
         splits = np.searchsorted(self._limits, positions, side="right") - 1
         return "\0".join(self._tables[split]._fingerprint for split in np.unique(splits)).encode()
 
-    def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
+    def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
         """Nothing to do: the files are here."""
 
 

@@ -13,7 +13,6 @@ Shapes: N images in a shard, S shards.
 import contextlib
 import io
 import itertools
-import re
 import sys
 import tarfile
 import zipfile
@@ -26,12 +25,11 @@ from typing import Protocol
 import numpy as np
 
 from mimkit.data.decode import image_suffixes
-from mimkit.data.images import HELD_OUT, TRAIN
-from mimkit.data.string_array import Names
+from mimkit.data.splits import HELD_OUT, TRAIN, split_of
+from mimkit.data.string_array import StringArray
 from mimkit.errors import BadImage
 from mimkit.files import Location, below, expand, write_bytes
 
-_PART = re.compile(r"(train|valid|validation|val|test)(?=[-_./\d]|$)")
 INDEX_VERSION = 1
 
 
@@ -45,7 +43,7 @@ class Files(Protocol):
             OSError: it cannot be read.
         """
 
-    def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
+    def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
         """Learn which files are being read, and which come next."""
 
 
@@ -60,7 +58,7 @@ class LocalFiles:
             file.seek(start)
             return file.read(length)
 
-    def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
+    def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
         pass
 
 
@@ -76,17 +74,17 @@ class Shards:
         places: int64 [N, 2], first byte and length of each image in its shard.
         labels: int64 [N] from the `.cls` members, if every image has one.
         classes: what they say, sorted.
-        parts: TRAIN or HELD_OUT for each, where the shards' names say it.
+        splits: TRAIN or HELD_OUT for each, where the shards' names say it.
     """
 
     path: Location
     files: Files
-    names: Names
+    names: StringArray
     shards: np.ndarray
     places: np.ndarray
     labels: np.ndarray | None
     classes: list[str] | None
-    parts: np.ndarray | None
+    splits: np.ndarray | None
 
     @classmethod
     def of(cls, path: Location, files: Files, shards: Sequence[str], indices: Sequence["Index"]) -> "Shards":
@@ -98,14 +96,14 @@ class Shards:
         counts = np.array([len(index.limits) - 1 for index in indices])
         if not counts.sum():
             raise ValueError(f"no images in the {len(shards)} shards of {path}")
-        names = Names.of(
+        names = StringArray.of(
             f"{shard}/{member}" for shard, index in zip(shards, indices, strict=True) for member in index.members()
         )
         texts = list(itertools.chain.from_iterable(index.classes for index in indices))
         labels, classes = (None, None) if "" in texts else number_classes(texts)
         numbers = np.repeat(np.arange(len(shards)), counts)
         places = np.concatenate([index.places for index in indices])
-        return cls(path, files, names, numbers, places, labels, classes, _parts(shards, numbers))
+        return cls(path, files, names, numbers, places, labels, classes, _splits(shards, numbers))
 
     def read(self, position: int) -> bytes:
         """One image as it lies in its shard.
@@ -126,9 +124,9 @@ class Shards:
         """Lengths of the images."""
         return self.places[positions, 1].astype("<i8").tobytes()
 
-    def expect(self, now: Sequence[int], soon: Sequence[int]) -> None:
+    def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
         """Pass it on to the files."""
-        self.files.expect(now, soon)
+        self.files.prefetch(current, upcoming)
 
 
 def find_shards(data: Path, has_images: Callable[[], bool]) -> Shards | None:
@@ -189,16 +187,10 @@ def number_classes(texts: list[str]) -> tuple[np.ndarray, list[str]] | tuple[Non
     )
 
 
-def part_of(shard: str) -> str | None:
-    """What a shard's name, or one of its folders, begins with: train, valid, validation, val or test."""
-    matches = (_PART.match(name) for name in shard.split("/"))
-    return next((match[1] for match in matches if match), None)
-
-
-def _parts(names: Sequence[str], shards: np.ndarray) -> np.ndarray | None:
-    found = [part_of(name) for name in names]
-    kinds = np.array([0 if part is None else TRAIN if part == "train" else HELD_OUT for part in found], dtype=np.uint8)
-    return kinds[shards] if set(kinds.tolist()) == {TRAIN, HELD_OUT} else None
+def _splits(names: Sequence[str], shards: np.ndarray) -> np.ndarray | None:
+    found = [split_of(name) for name in names]
+    splits = np.array([0 if one is None else TRAIN if one == "train" else HELD_OUT for one in found], dtype=np.uint8)
+    return splits[shards] if set(splits.tolist()) == {TRAIN, HELD_OUT} else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,8 +209,8 @@ class Index:
     places: np.ndarray
     classes: list[str]
 
-    def members(self) -> Names:
-        return Names(self.text, self.limits[:-1], self.limits[1:])
+    def members(self) -> StringArray:
+        return StringArray(self.text, self.limits[:-1], self.limits[1:])
 
 
 def _index(shard: Path) -> Index:
@@ -297,7 +289,7 @@ def build_index(shard: Path | FileIO, name: str) -> Index:
                     places.append((member.offset_data, member.size))
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{name} cannot be read as an uncompressed tar file: {error}") from error
-    packed = Names.of(names)
+    packed = StringArray.of(names)
     limits = np.concatenate([[0], packed.ends]).astype(np.int64)
     kept = [classes.get(_sample(name)[0], "") for name in names]
     return Index(packed.text, limits, np.array(places, dtype=np.int64).reshape(-1, 2), kept)

@@ -78,12 +78,12 @@ def remote_files(url: str) -> list[RemoteFile]:
         raise ValueError(f"{url}: chains of file systems are not supported")
     if "*" not in url and path_of(url).endswith(_SUFFIXES):
         urls = expand(url)
-        found = list(zip(urls, at_once(_described, urls, _AT_ONCE), strict=True))
+        found = list(zip(urls, map_in_threads(_file_info, urls, _AT_ONCE), strict=True))
     else:
         patterns = expand(url)
         if "*" not in url:
             patterns = [f"{root_of(url)}/{folders}*{suffix}" for suffix in _SUFFIXES for folders in ("", "*/")]
-        found = list({one: info for pattern in patterns for one, info in _listed(pattern)}.items())
+        found = list({one: info for pattern in patterns for one, info in _matches(pattern)}.items())
         suffix = next((suffix for suffix in _SUFFIXES if any(path_of(one).endswith(suffix) for one, _ in found)), None)
         if suffix is None:
             raise FileNotFoundError(f"there are no .tar or .parquet files at {url}")
@@ -92,7 +92,7 @@ def remote_files(url: str) -> list[RemoteFile]:
     return [_remote_file(one, _connect(one)[1].removeprefix(above), info) for one, info in found]
 
 
-def fetch(file: RemoteFile, target: Path, waits: Sequence[float] = WAITS) -> None:
+def download(file: RemoteFile, target: Path, waits: Sequence[float] = WAITS) -> None:
     """Write a file to a path, whole and as its server describes it; try again after each wait.
 
     Raises:
@@ -113,21 +113,21 @@ def fetch(file: RemoteFile, target: Path, waits: Sequence[float] = WAITS) -> Non
                     raise EOFError(f"it does not have the {algorithm} checksum that the server tells")
 
     try:
-        patiently(once, file.url, waits)
+        with_retries(once, file.url, waits)
     except _WRONG_REQUESTS as error:
         if isinstance(error, OSError) and error.errno is not None and error.filename == str(target):
             raise
-        raise DataUnreachable(f"{file.url} cannot be fetched: {_in_words(error)}") from error
+        raise DataUnreachable(f"{file.url} cannot be fetched: {_message(error)}") from error
 
 
-def fetch_small(url: str, most: int) -> bytes | None:
+def download_small(url: str, most: int) -> bytes | None:
     """What is in a file, or None where there is none, or it is larger than so many bytes."""
     system, path = _connect(url)
     try:
-        info = patiently(lambda: system.info(path), url, FIRST_WAITS)
+        info = with_retries(lambda: system.info(path), url, FIRST_WAITS)
         if info.get("size") is None or info["size"] > most:
             return None
-        return patiently(lambda: system.cat_file(path), url, FIRST_WAITS)
+        return with_retries(lambda: system.cat_file(path), url, FIRST_WAITS)
     except _WRONG_REQUESTS:
         return None
 
@@ -138,7 +138,7 @@ def open_remote(url: str) -> Any:
     return system.open(path, "rb")
 
 
-def patiently(work: Callable[[], Made], what: str, waits: Sequence[float]) -> Made:
+def with_retries(work: Callable[[], Made], what: str, waits: Sequence[float]) -> Made:
     """The result of some work, tried again after each wait when the network fails.
 
     Raises:
@@ -149,14 +149,14 @@ def patiently(work: Callable[[], Made], what: str, waits: Sequence[float]) -> Ma
         try:
             return work()
         except Exception as error:
-            error = _what_it_is(error)
+            error = _as_builtin(error)
             if isinstance(error, _WRONG_REQUESTS) or _is_local(error):
                 raise error from None
             if wait is None:
                 tries = f"{len(waits) + 1} tries in {sum(waits):.3g} s"
-                raise DataUnreachable(f"{what} cannot be fetched: {_in_words(error)} ({tries})") from error
+                raise DataUnreachable(f"{what} cannot be fetched: {_message(error)} ({tries})") from error
             if wait >= 5:
-                print(f"mimkit: {what}: {_in_words(error)}; again in {wait} s", file=sys.stderr, flush=True)
+                print(f"mimkit: {what}: {_message(error)}; again in {wait} s", file=sys.stderr, flush=True)
             time.sleep(wait)
     raise AssertionError
 
@@ -168,7 +168,7 @@ def root_of(url: str) -> str:
     return url.rstrip("/") if is_folder else url[:start].rpartition("/")[0]
 
 
-def at_once(work: Callable[[Item], Made], items: Iterable[Item], threads: int) -> Iterator[Made]:
+def map_in_threads(work: Callable[[Item], Made], items: Iterable[Item], threads: int) -> Iterator[Made]:
     """What some work makes of each of some items, in order, by several threads. After a failure none is begun."""
     pool = ThreadPoolExecutor(threads)
     try:
@@ -209,28 +209,28 @@ def _connect(url: str) -> tuple[Any, str]:
     return system, path
 
 
-def _described(url: str) -> dict[str, Any]:
+def _file_info(url: str) -> dict[str, Any]:
     system, path = _connect(url)
     try:
-        return patiently(lambda: system.info(path), url, FIRST_WAITS)
+        return with_retries(lambda: system.info(path), url, FIRST_WAITS)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"the shard {url} does not exist") from error
     except PermissionError as error:
-        raise ValueError(f"{url} may not be read: {_in_words(error)}") from error
+        raise ValueError(f"{url} may not be read: {_message(error)}") from error
 
 
-def _listed(pattern: str) -> list[tuple[str, dict[str, Any]]]:
+def _matches(pattern: str) -> list[tuple[str, dict[str, Any]]]:
     """(URL, what is known) of each file that a pattern with `*` matches."""
     system, path = _connect(pattern)
     try:
-        found = patiently(lambda: system.glob(path, detail=True), pattern, FIRST_WAITS)
+        found = with_retries(lambda: system.glob(path, detail=True), pattern, FIRST_WAITS)
     except FileNotFoundError:
         return []
     except PermissionError as error:
-        raise ValueError(f"{pattern} may not be listed: {_in_words(error)}") from error
+        raise ValueError(f"{pattern} may not be listed: {_message(error)}") from error
     files = {system.unstrip_protocol(one): info for one, info in found.items() if info.get("type") != "directory"}
     if any(info.get("size") is None for info in files.values()):  # http lists names only
-        return list(zip(files, at_once(_described, files, _AT_ONCE), strict=True))
+        return list(zip(files, map_in_threads(_file_info, files, _AT_ONCE), strict=True))
     return list(files.items())
 
 
@@ -253,7 +253,7 @@ def _checksum(info: dict[str, Any]) -> tuple[str, str] | None:
     return ("sha256", sha256) if isinstance(sha256, str) and len(sha256) == 64 else None
 
 
-def _what_it_is(error: Exception) -> Exception:
+def _as_builtin(error: Exception) -> Exception:
     """An error as one of Python's own, where it says that trying again is of no use."""
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and (isinstance(cause, OSError) or _status(cause) is not None):
@@ -280,6 +280,6 @@ def _is_local(error: Exception) -> bool:
     return isinstance(error, TypeError | AttributeError | MemoryError | AssertionError)
 
 
-def _in_words(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
