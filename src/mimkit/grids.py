@@ -101,7 +101,7 @@ def is_sincos(table: Tensor, grid: Grid) -> bool:
     return torch.allclose(table[0].float(), sincos_positions(grid, table.shape[2]).to(table.device), rtol=0, atol=4e-3)
 
 
-def placed(values: Tensor, ids: Tensor, grid: Grid) -> Tensor:
+def put(values: Tensor, ids: Tensor, grid: Grid) -> Tensor:
     """Values [B, Q, V] at raster positions [B, Q] of a grid, zero elsewhere: [B, h, w, V]."""
     h, w = grid
     everywhere = values.new_zeros(len(values), h * w, values.shape[2])

@@ -51,7 +51,7 @@ class Last(Readout):
     def __init__(self, encoder: Encoder, scale: float = 1.0) -> None:
         super().__init__()
         self.levels = encoder.levels[-1:]
-        self.cells = scaled(self.levels, (scale,))
+        self.cells = scale_cells(self.levels, (scale,))
 
     def forward(self, latents: list[Latent], norm: nn.Module) -> list[Latent]:
         (last,) = latents
@@ -89,7 +89,7 @@ class Fused(Readout):
             raise ValueError(
                 f"Fused needs one grid; {encoder.name} has {encoder.depth}: use --readout fused-hierarchical"
             )
-        self.taps = spread(encoder, taps)
+        self.taps = fusion_taps(encoder, taps)
         self.levels = encoder.levels[-1:]
         self.cells = (encoder.cell,)
         dim = encoder.dim
@@ -118,7 +118,7 @@ class Fused(Readout):
         return [Latent(tokens=tokens, grid=last.grid, ids=last.ids, prefix=prefix)]
 
     def scalars(self) -> dict[str, float]:
-        return {} if self.weights is None else shares(self.weights, self.taps)
+        return {} if self.weights is None else fusion_weights(self.weights, self.taps)
 
 
 class TapAttention(nn.Module):
@@ -157,7 +157,7 @@ class FusedHierarchical(Readout):
 
     def __init__(self, encoder: Encoder, taps: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.taps = spread(encoder, taps or "all")
+        self.taps = fusion_taps(encoder, taps or "all")
         self.levels = encoder.levels[-1:]
         self.cells = (encoder.cell,)
         stages = [encoder.levels[tap] for tap in self.taps[:-1]]
@@ -169,12 +169,14 @@ class FusedHierarchical(Readout):
 
     def forward(self, latents: list[Latent], norm: nn.Module) -> list[Latent]:
         *shallow, last = latents
-        projected = [project(gathered(latent, last)) for project, latent in zip(self.projections, shallow, strict=True)]
+        projected = [
+            project(gather_cells(latent, last)) for project, latent in zip(self.projections, shallow, strict=True)
+        ]
         tokens = norm(weighted_sum(self.weights, [*projected, last.tokens]))
         return [Latent(tokens=tokens, grid=last.grid, ids=last.ids, prefix=norm(last.prefix))]
 
     def scalars(self) -> dict[str, float]:
-        return shares(self.weights, self.taps)
+        return fusion_weights(self.weights, self.taps)
 
 
 class Levels(Readout):
@@ -213,15 +215,15 @@ class Levels(Readout):
         stages = [encoder.levels[tap] for tap in self.taps]
         self.averaged = tuple(max(1, 8 // s.cell) if hierarchical and encoder.complete else 1 for s in stages)
         self.levels = tuple(Level(s.dim, s.cell * n) for s, n in zip(stages, self.averaged, strict=True))
-        self.cells = scaled(self.levels, scales)
+        self.cells = scale_cells(self.levels, scales)
         self.norms = nn.ModuleList(nn.LayerNorm(level.dim, eps=1e-6) for level in self.levels[:-1])
 
     def forward(self, latents: list[Latent], norm: nn.Module) -> list[Latent]:
-        coarser = [averaged(latent, factor) for latent, factor in zip(latents, self.averaged, strict=True)]
+        coarser = [average_tokens(latent, factor) for latent, factor in zip(latents, self.averaged, strict=True)]
         return [latent.map(own) for latent, own in zip(coarser, [*self.norms, norm], strict=True)]
 
 
-def averaged(latent: Latent, factor: int) -> Latent:
+def average_tokens(latent: Latent, factor: int) -> Latent:
     """A latent with all its tokens on a grid `factor` times as coarse, each the mean of factor x factor tokens."""
     if factor == 1:
         return latent
@@ -230,7 +232,7 @@ def averaged(latent: Latent, factor: int) -> Latent:
     return Latent(tokens=tokens, grid=(h, w), ids=None, prefix=latent.prefix)
 
 
-def spread(encoder: Encoder, taps: Sequence[int] | Literal["all"] | None) -> tuple[int, ...]:
+def fusion_taps(encoder: Encoder, taps: Sequence[int] | Literal["all"] | None) -> tuple[int, ...]:
     """Taps to fuse, counted from 0, the encoder's last at the end.
 
     Raises:
@@ -245,7 +247,7 @@ def spread(encoder: Encoder, taps: Sequence[int] | Literal["all"] | None) -> tup
     return resolved
 
 
-def scaled(levels: Sequence[Level], scales: Sequence[float]) -> tuple[int, ...]:
+def scale_cells(levels: Sequence[Level], scales: Sequence[float]) -> tuple[int, ...]:
     """Cells of levels times scales, in whole pixels.
 
     Raises:
@@ -266,14 +268,14 @@ def weighted_sum(weights: Tensor, values: list[Tensor]) -> Tensor:
     return total
 
 
-def shares(weights: Tensor, taps: Sequence[int]) -> dict[str, float]:
+def fusion_weights(weights: Tensor, taps: Sequence[int]) -> dict[str, float]:
     """The softmax of fusion weights, for the log."""
     return {
         f"fusion/block_{tap}": share for tap, share in zip(taps, weights.detach().softmax(dim=0).tolist(), strict=True)
     }
 
 
-def gathered(latent: Latent, last: Latent) -> Tensor:
+def gather_cells(latent: Latent, last: Latent) -> Tensor:
     """The f·f tokens of a finer latent that lie in each cell of the last one, in raster order: [B, K, f·f·D]."""
     (h, w), (fine_h, fine_w) = last.grid, latent.grid
     tokens = latent.tokens

@@ -11,11 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from mimkit.backbones import create_encoder
 from mimkit.convert import export_timm
-from mimkit.convert.importing import beit, swin
-from mimkit.convert.importing import vit as plain
-from mimkit.convert.importing.hints import Facts, facts_of
+from mimkit.convert.importing import beit, swin, vit
+from mimkit.convert.importing.hints import Hints, hints_of
 from mimkit.convert.importing.importer import import_checkpoint
-from mimkit.convert.importing.read_file import Checkpoint
+from mimkit.convert.importing.read_file import CheckpointFile
 from mimkit.convert.importing.recognize import LICENCES, SIGNATURES, Format, recognize
 from mimkit.convert.rename import Options
 from mimkit.grids import resize_positions, sincos_positions
@@ -30,14 +29,14 @@ def shapes(name: str, **options):
         return timm.create_model(name, num_classes=0, **options).state_dict()
 
 
-@pytest.mark.parametrize("name", list(plain.NAMES))
+@pytest.mark.parametrize("name", list(vit.NAMES))
 def test_published_vits_have_plain_names(name):
-    assert plain.describe_vit(shapes(name), Facts(), Options()) == (name, (224, 224))
+    assert vit.describe_vit(shapes(name), Hints(), Options()) == (name, (224, 224))
 
 
 @pytest.mark.parametrize("name", list(swin.NAMES))
 def test_published_swins_have_plain_names(name):
-    assert swin.describe_swin(shapes(name), Facts(), Options()) == (name, (224, 224))
+    assert swin.describe_swin(shapes(name), Hints(), Options()) == (name, (224, 224))
 
 
 @pytest.mark.parametrize(
@@ -51,12 +50,12 @@ def test_published_swins_have_plain_names(name):
 )
 def test_image_size_of_swin_shows_in_its_last_window(name, size, window, expected):
     state = shapes(name, img_size=size, window_size=window)
-    assert swin.describe_swin(state, Facts(), Options()) == (expected, (size, size))
+    assert swin.describe_swin(state, Hints(), Options()) == (expected, (size, size))
 
 
 def test_published_beit():
     state = shapes("beit_base_patch16_224", use_rel_pos_bias=False, use_shared_rel_pos_bias=True)
-    name, size = beit.describe_beit(state, Facts(), Options())
+    name, size = beit.describe_beit(state, Hints(), Options())
     assert name.startswith("beit_base_patch16_224(use_abs_pos_emb=False,use_rel_pos_bias=False,use_shared")
     assert size == (224, 224)
     assert len(state["rel_pos_bias.relative_position_bias_table"]) == 732
@@ -64,17 +63,17 @@ def test_published_beit():
 
 def test_other_vits_are_named_by_their_differences():
     state = shapes("vit_base_patch16_224", img_size=(96, 64), patch_size=8, embed_dim=128, depth=4, num_heads=4)
-    name, size = plain.describe_vit(state, Facts(heads=4, image_size=(96, 64)), Options())
+    name, size = vit.describe_vit(state, Hints(heads=4, image_size=(96, 64)), Options())
     assert name == "vit_base_patch16_224(embed_dim=128,depth=4,num_heads=4,patch_size=8)"
     assert size == (96, 64)
     with pytest.raises(ValueError, match="97 rows, which with 1 prefix tokens make no square grid"):
-        plain.describe_vit(state, Facts(), Options())
+        vit.describe_vit(state, Hints(), Options())
 
 
 def test_heads_that_nothing_shows():
     state = shapes("vit_base_patch16_224", embed_dim=48, num_heads=3, depth=1)
     with pytest.raises(ValueError, match="--heads: weights do not show how many heads a width of 48"):
-        plain.describe_vit(state, Facts(), Options())
+        vit.describe_vit(state, Hints(), Options())
 
 
 @pytest.mark.parametrize("format", Format)
@@ -89,25 +88,25 @@ def test_unknown_names():
         recognize(["conv1.weight", "fc.bias"])
 
 
-def test_facts_of_huggingface():
+def test_hints_of_huggingface():
     config = {"model_type": "vit_mae", "num_attention_heads": 12, "layer_norm_eps": 1e-12, "image_size": 224}
-    facts = facts_of(Checkpoint({}, config=config | {"mask_ratio": 0.75}))
-    assert (facts.heads, facts.image_size, facts.mask_ratio, facts.normalized) == (12, (224, 224), 0.75, False)
-    assert facts.norm_eps == 1e-12
+    hints = hints_of(CheckpointFile({}, config=config | {"mask_ratio": 0.75}))
+    assert (hints.heads, hints.image_size, hints.mask_ratio, hints.normalized) == (12, (224, 224), 0.75, False)
+    assert hints.norm_eps == 1e-12
     for kind, published in (("vit_mae", 1e-6), ("vit", 1e-6), ("swin", 1e-5)):
-        assert facts_of(Checkpoint({}, config={"model_type": kind, "layer_norm_eps": published})).norm_eps is None
+        assert hints_of(CheckpointFile({}, config={"model_type": kind, "layer_norm_eps": published})).norm_eps is None
     with pytest.raises(ValueError, match="of a 'dinov2'"):
-        facts_of(Checkpoint({}, config={"model_type": "dinov2"}))
+        hints_of(CheckpointFile({}, config={"model_type": "dinov2"}))
     with pytest.raises(ValueError, match="hidden_act 'relu'"):
-        facts_of(Checkpoint({}, config=config | {"hidden_act": "relu"}))
+        hints_of(CheckpointFile({}, config=config | {"hidden_act": "relu"}))
 
 
-def test_facts_of_arguments():
-    facts = facts_of(Checkpoint({}, args={"mask_ratio": 0.6, "norm_pix_loss": False, "input_size": 448}))
-    assert (facts.mask_ratio, facts.normalized, facts.image_size) == (0.6, False, (448, 448))
-    assert facts_of(Checkpoint({}, args={"mask_ratio": None, "input_size": "large"})) == Facts()
-    facts = facts_of(Checkpoint({}, args={"DATA": {"IMG_SIZE": 192, "MASK_RATIO": 0.6}}))
-    assert (facts.image_size, facts.mask_ratio) == ((192, 192), 0.6)
+def test_hints_of_arguments():
+    hints = hints_of(CheckpointFile({}, args={"mask_ratio": 0.6, "norm_pix_loss": False, "input_size": 448}))
+    assert (hints.mask_ratio, hints.normalized, hints.image_size) == (0.6, False, (448, 448))
+    assert hints_of(CheckpointFile({}, args={"mask_ratio": None, "input_size": "large"})) == Hints()
+    hints = hints_of(CheckpointFile({}, args={"DATA": {"IMG_SIZE": 192, "MASK_RATIO": 0.6}}))
+    assert (hints.image_size, hints.mask_ratio) == ((192, 192), 0.6)
 
 
 @pytest.fixture

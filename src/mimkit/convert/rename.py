@@ -44,7 +44,7 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Layout:
+class Translation:
     """A checkpoint, translated.
 
     Args:
@@ -104,7 +104,7 @@ def count(weights: Weights, pattern: str) -> int:
     return len({match[1] for match in (re.match(pattern, name) for name in weights) if match})
 
 
-def named(base: str, **options: Any) -> str:
+def backbone_name(base: str, **options: Any) -> str:
     """A backbone's name with its keyword arguments."""
     written = ",".join(f"{key}={value!r}".replace(" ", "") for key, value in options.items())
     return f"{base}({written})" if written else base

@@ -13,25 +13,24 @@ from torch import Tensor
 from mimkit.backbones import Encoder
 from mimkit.compose import compose
 from mimkit.convert.exporting.safetensors import write
-from mimkit.convert.importing import beit, convmae, localmim, swin
-from mimkit.convert.importing import vit as plain
-from mimkit.convert.importing.hints import Facts, facts_of
+from mimkit.convert.importing import beit, convmae, localmim, swin, vit
+from mimkit.convert.importing.hints import Hints, hints_of
 from mimkit.convert.importing.positions import place_positions, resize_relative_bias, window_of
 from mimkit.convert.importing.read_file import read_checkpoint
-from mimkit.convert.importing.recognize import LICENCES, Format, recognize, some
-from mimkit.convert.rename import UNUSED, Layout, Options, Weights, drop
+from mimkit.convert.importing.recognize import LICENCES, Format, first_names, recognize
+from mimkit.convert.rename import UNUSED, Options, Translation, Weights, drop
 from mimkit.errors import naming
 from mimkit.grids import Grid, grid_for, positions_for
 from mimkit.recipes import Recipe, build, parts_in_words
 from mimkit.settings import Settings
 from mimkit.views import Normalization
 
-TRANSLATIONS: dict[Format, Callable[[Weights, Facts, Options], Layout]] = {
-    Format.MAE: plain.mae,
-    Format.VIT: plain.mae,
-    Format.MM_VIT: plain.mmpretrain,
-    Format.HF_VITMAE: plain.huggingface,
-    Format.HF_VIT: plain.huggingface,
+TRANSLATIONS: dict[Format, Callable[[Weights, Hints, Options], Translation]] = {
+    Format.MAE: vit.mae,
+    Format.VIT: vit.mae,
+    Format.MM_VIT: vit.mmpretrain,
+    Format.HF_VITMAE: vit.huggingface,
+    Format.HF_VIT: vit.huggingface,
     Format.LOCALMIM_VIT: localmim.localmim_vit,
     Format.LOCALMIM_SWIN: localmim.localmim_swin,
     Format.GREENMIM: swin.greenmim,
@@ -90,10 +89,10 @@ class ImportReport:
             f"{self.matched} weights matched",
         ]
         for count, names in (("missing", self.missing), ("left over", self.left_over)):
-            lines += [f"{len(names)} {count}: {some(names)}"] if names else []
+            lines += [f"{len(names)} {count}: {first_names(names)}"] if names else []
         for reason in dict.fromkeys(self.dropped.values()):
             names = tuple(name for name, why in self.dropped.items() if why == reason)
-            lines.append(f"{len(names)} dropped ({reason}): {some(names)}")
+            lines.append(f"{len(names)} dropped ({reason}): {first_names(names)}")
         return [*lines, *self.notes, self.licence]
 
 
@@ -134,9 +133,9 @@ def import_checkpoint(
     """
     checkpoint = read_checkpoint(file)
     with naming(str(file)):
-        facts = facts_of(checkpoint)
+        hints = hints_of(checkpoint)
         found = recognize(checkpoint.weights)
-    facts = replace(facts, mean=mean or facts.mean, std=std or facts.std)
+    hints = replace(hints, mean=mean or hints.mean, std=std or hints.std)
     what = f"{file}, taken for {found.value}"
     options = Options(
         recipe=recipe,
@@ -147,32 +146,34 @@ def import_checkpoint(
         patch_merge_order=patch_merge_order,
     )
     useful, dropped = drop(checkpoint.weights, UNUSED)
-    with understanding(what):
-        layout = TRANSLATIONS[found](useful, facts, options)
-    if window and not layout.backbone.startswith("swin"):
-        raise ValueError(f"--window is for Swin, not for {layout.backbone}")
+    with naming_format(what):
+        translation = TRANSLATIONS[found](useful, hints, options)
+    if window and not translation.backbone.startswith("swin"):
+        raise ValueError(f"--window is for Swin, not for {translation.backbone}")
     settings = Settings(
         data=Path(),
-        backbone=layout.backbone,
-        image_size=image_size or layout.image_size,
-        norm_eps=facts.norm_eps,
-        **layout.settings,
-        **statistics(facts.mean, facts.std, layout.settings.get("channels", 3)),
+        backbone=translation.backbone,
+        image_size=image_size or translation.image_size,
+        norm_eps=hints.norm_eps,
+        **translation.settings,
+        **normalization_settings(hints.mean, hints.std, translation.settings.get("channels", 3)),
     )
-    composed = compose(layout.recipe, settings)
-    encoder, cells, expected = built(composed, layout.encoder_only)
-    notes = list(layout.notes)
-    weights = layout.weights
-    grids = [(grid_for(layout.image_size, cell), grid_for(composed.image_size, cell)) for cell in cells]
-    with understanding(what):
+    composed = compose(translation.recipe, settings)
+    encoder, cells, expected = build_fresh(composed, translation.encoder_only)
+    notes = list(translation.notes)
+    weights = translation.weights
+    grids = [(grid_for(translation.image_size, cell), grid_for(composed.image_size, cell)) for cell in cells]
+    with naming_format(what):
         if image_size or window:
             weights = {
-                name: resized(name, value, expected[name], layout.image_size, encoder) if name in expected else value
+                name: resize_table(name, value, expected[name], translation.image_size, encoder)
+                if name in expected
+                else value
                 for name, value in weights.items()
             }
-        weights = placed(weights, expected, grids, strict=strict)
-    weights, missing, left_over = matched(weights, expected, what, strict=strict)
-    encoder_only = layout.encoder_only
+        weights = place_decoder_positions(weights, expected, grids, strict=strict)
+    weights, missing, left_over = match_weights(weights, expected, what, strict=strict)
+    encoder_only = translation.encoder_only
     if missing and not encoder_only and not any(name.startswith("encoder.") for name in missing):
         encoder_only = True
         notes.append("its decoder is not complete: only the encoder is written")
@@ -184,7 +185,7 @@ def import_checkpoint(
         if name.startswith("encoder.") or not encoder_only
     }
     request: dict[str, Any] = {
-        "recipe": layout.recipe,
+        "recipe": translation.recipe,
         "settings": settings.to_json() | {"data": ""},
         "parts": parts_in_words(composed),
     }
@@ -194,21 +195,21 @@ def import_checkpoint(
     write(kept, {"mimkit.request": json.dumps(request), "mimkit.imported": json.dumps(origin)}, out)
     return ImportReport(
         format=found.value,
-        recipe=layout.recipe,
-        backbone=layout.backbone,
+        recipe=translation.recipe,
+        backbone=translation.backbone,
         image_size=composed.image_size,
         encoder_only=encoder_only,
         matched=len(kept.keys() & weights.keys()),
         missing=missing,
         left_over=left_over,
-        dropped=dropped | layout.dropped,
+        dropped=dropped | translation.dropped,
         notes=tuple(notes),
         licence=LICENCES[found],
     )
 
 
 @contextmanager
-def understanding(what: str) -> Iterator[None]:
+def naming_format(what: str) -> Iterator[None]:
     """Say of weights that are missing or have impossible shapes whose they were taken to be."""
     try:
         with naming(what):
@@ -219,7 +220,7 @@ def understanding(what: str) -> Iterator[None]:
         raise ValueError(f"{what}: its weights have other shapes: {error}") from error
 
 
-def built(recipe: Recipe, encoder_only: bool) -> tuple[Encoder, list[int], dict[str, Tensor]]:
+def build_fresh(recipe: Recipe, encoder_only: bool) -> tuple[Encoder, list[int], dict[str, Tensor]]:
     """An encoder of the recipe, the cells that each decoder has tokens for, and fresh weights by name."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -230,7 +231,7 @@ def built(recipe: Recipe, encoder_only: bool) -> tuple[Encoder, list[int], dict[
         return encoder, [], {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
 
 
-def resized(name: str, value: Tensor, expected: Tensor, image_size: tuple[int, int], encoder: Encoder) -> Tensor:
+def resize_table(name: str, value: Tensor, expected: Tensor, image_size: tuple[int, int], encoder: Encoder) -> Tensor:
     """A table of positions for the encoder's image size or window; other weights as they are."""
     if name.endswith("relative_position_bias_table"):
         (old, prefix), (new, _) = window_of(len(value)), window_of(len(expected))
@@ -242,7 +243,9 @@ def resized(name: str, value: Tensor, expected: Tensor, image_size: tuple[int, i
     return value
 
 
-def placed(weights: Weights, expected: dict[str, Tensor], grids: list[tuple[Grid, Grid]], *, strict: bool) -> Weights:
+def place_decoder_positions(
+    weights: Weights, expected: dict[str, Tensor], grids: list[tuple[Grid, Grid]], *, strict: bool
+) -> Weights:
     """The weights with each decoder's positions as ours has them, from its old grid to its new one.
 
     A checkpoint without them had the fixed sine-cosine ones.
@@ -264,7 +267,7 @@ def placed(weights: Weights, expected: dict[str, Tensor], grids: list[tuple[Grid
     return weights
 
 
-def matched(
+def match_weights(
     weights: Weights, expected: dict[str, Tensor], what: str, *, strict: bool
 ) -> tuple[Weights, tuple[str, ...], tuple[str, ...]]:
     """The weights that have a place among the expected ones, the names of those that are missing, and left over.
@@ -279,18 +282,20 @@ def matched(
     fitting = {name: value for name, value in weights.items() if name in expected and name not in wrong}
     missing, left_over = tuple(sorted(expected.keys() - fitting)), tuple(sorted(weights.keys() - fitting))
     sides = {"missing": missing, "left over": left_over}
-    problems = [f"{counted(names)} {side} ({some(names)})" for side, names in sides.items() if names]
+    problems = [f"{in_number(names)} {side} ({first_names(names)})" for side, names in sides.items() if names]
     if strict and problems:
         raise ValueError(f"{what}: {' and '.join(problems)}; --no-strict imports the rest")
     return fitting, missing, left_over
 
 
-def counted(names: tuple[str, ...]) -> str:
+def in_number(names: tuple[str, ...]) -> str:
     """The beginning of a sentence about so many weights."""
     return "1 weight is" if len(names) == 1 else f"{len(names)} weights are"
 
 
-def statistics(mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: int) -> dict[str, Any]:
+def normalization_settings(
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: int
+) -> dict[str, Any]:
     """Settings for the mean and deviation of pixels, where they are not those taken anyway.
 
     Raises:
