@@ -104,7 +104,7 @@ class TransformerDecoder(nn.Module):
         for block in blocks:
             x = block(x)
         x = last(x, query_ids + prefix) if isinstance(last, LeanBlock) else take(last(x), query_ids + prefix)
-        return put(self.head(self.norm(x)), query_ids, grid)
+        return put(self.head(self.norm(x)), query_ids, grid).unflatten(1, grid)
 
     def fill(self, tokens: Tensor, latent: Latent) -> Tensor:
         """Tokens [B, K, E] at their places in the grid, the mask token at all others: [B, N, E]."""
@@ -112,9 +112,7 @@ class TransformerDecoder(nn.Module):
             return tokens
         if self.mask_token is None:
             raise ValueError("a decoder built for complete latents was given one that lacks tokens")
-        h, w = latent.grid
-        everywhere = self.mask_token.to(tokens.dtype).expand(len(tokens), h * w, -1)
-        return everywhere.scatter(1, latent.ids[:, :, None].expand_as(tokens), tokens)
+        return put(tokens, latent.ids, latent.grid, fill=self.mask_token)
 
 
 def rescaling(width: int, grid: Grid, out_grid: Grid, eps: float = 1e-6) -> tuple[nn.Module | None, int]:
@@ -252,8 +250,7 @@ class CrossDecoder(nn.Module):
         x = self.mask_token + take(positions, query_ids)
         for block in self.blocks:
             x = block(x, context)
-        predictions = self.head(self.norm(x))
-        return predictions.unflatten(1, latent.grid) if query_ids is None else put(predictions, query_ids, latent.grid)
+        return put(self.head(self.norm(x)), query_ids, latent.grid).unflatten(1, latent.grid)
 
 
 class CrossBlock(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mimkit.backbones import Encoder, Latent, Level
 from mimkit.backbones.init import init_like_mae
+from mimkit.grids import put, take
 
 
 class Readout(nn.Module, ABC):
@@ -278,9 +279,6 @@ def fusion_weights(weights: Tensor, taps: Sequence[int]) -> dict[str, float]:
 def gather_cells(latent: Latent, last: Latent) -> Tensor:
     """The f·f tokens of a finer latent that lie in each cell of the last one, in raster order: [B, K, f·f·D]."""
     (h, w), (fine_h, fine_w) = last.grid, latent.grid
-    tokens = latent.tokens
-    if latent.ids is not None:
-        everywhere = tokens.new_zeros(len(tokens), fine_h * fine_w, tokens.shape[2])
-        tokens = everywhere.scatter(1, latent.ids[:, :, None].expand_as(tokens), tokens)
+    tokens = put(latent.tokens, latent.ids, latent.grid)
     cells = tokens.unflatten(1, (h, fine_h // h, w, fine_w // w)).transpose(2, 3).flatten(3).flatten(1, 2)
-    return cells if last.ids is None else cells.gather(1, last.ids[:, :, None].expand(-1, -1, cells.shape[2]))
+    return take(cells, last.ids)

@@ -16,6 +16,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mimkit.grids import take
+
 
 class LeanBlock(nn.Module):
     """timm's block with its modules under their names, so that weights are called the same.
@@ -45,7 +47,7 @@ class LeanBlock(nn.Module):
         else:
             weights, biases = split_qkv(attention.qkv)
             key, value = recompute_linear(lambda x: F.linear(self.norm1(x), weights[1], biases[1]), x).chunk(2, dim=2)
-            x = x.gather(1, query_ids[:, :, None].expand(-1, -1, x.shape[2]))
+            x = take(x, query_ids)
             query = recompute_linear(lambda x: F.linear(self.norm1(x), weights[0], biases[0]), x)
         attended = attention.proj(attend(query, key, value, attention))
         x = x + self.drop_path1(self.ls1(attended))
