@@ -56,7 +56,7 @@ def create_encoder(
     Raises:
         ValueError: the name is unknown, or the backbone has no encoder of that kind or cannot take that size.
     """
-    base, own = parse_brackets(name)
+    base, own = parse_name(name)
     sincos = own.pop("sincos", sincos)
     options |= own
     if base in CONVMAE:
@@ -160,17 +160,9 @@ def timm_model(
 
 
 def parse_name(text: str) -> tuple[str, dict[str, Any]]:
-    """ "name(key=value, ...)" as name and keyword arguments of timm's model; brackets may be left out.
+    """ "name(key=value, ...)" as name and keyword arguments; brackets may be left out.
 
-    Raises:
-        ValueError: it is written in another way.
-    """
-    name, values = parse_brackets(text)
-    return name, {key: value for key, value in values.items() if key != "sincos"}
-
-
-def parse_brackets(text: str) -> tuple[str, dict[str, Any]]:
-    """The same with arguments that are ours, not timm's.
+    All arguments are timm's, but for `sincos`, which is `create_encoder`'s.
 
     Raises:
         ValueError: it is written in another way.

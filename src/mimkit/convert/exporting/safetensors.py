@@ -73,6 +73,7 @@ def export_timm(
     encoder = load_encoder(source, image_size=image_size, recipe=recipe)
     weights = encoder.encoder.timm_weights()
     name, own = parse_name(encoder.encoder.name)
+    own.pop("sincos", None)  # not an argument of timm's
     arguments = {"model_name": name, **own, "in_chans": encoder.encoder.channels, "num_classes": 0}
     arguments = json.loads(json.dumps(arguments))  # as the file will say it, where tuples are lists
     arguments, model = find_arguments(arguments, list(encoder.image_size), weights)
