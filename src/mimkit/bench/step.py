@@ -9,20 +9,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mimkit.backbones import count_parameters
 from mimkit.bench.peers import PEERS, peer, refuse_unequal
 from mimkit.compose import compose
 from mimkit.efficiency import tune
 from mimkit.recipes import build
 from mimkit.settings import Settings
 from mimkit.training.blocks import prepare_blocks, require_compiler
-from mimkit.training.hardware import git_commit, lines_of, resident
+from mimkit.training.hardware import device_name, git_commit, resident
 from mimkit.training.optim import adamw
 from mimkit.training.precision import Precision, autocast, for_training
 
@@ -162,7 +162,7 @@ def bench_step(
         "rounds": rounds,
         "clock": clock,
         "device": str(device),
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "processor": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "commit": git_commit(),
@@ -240,7 +240,7 @@ def prepare(case: Case, *, count: bool = True) -> tuple[Callable[[], None], dict
         facts["backbone"] = model.encoder.name
         facts["encoder"] = "dense" if model.encoder.complete else "visible"
     facts["image_size"] = list(composed.image_size)
-    facts["parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    facts["parameters"] = count_parameters(model, trainable_only=True)
     for_training(model, device, case.precision)
     images = torch.randn(case.batch_size, composed.channels, *composed.image_size, device=device)
 
@@ -316,8 +316,3 @@ def _peak_memory(case: Case) -> float:
     if torch.device(case.device).type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resident("VmHWM") - before
-
-
-def processor() -> str:
-    """The processor's name where Linux tells it."""
-    return next((line.partition(":")[2].strip() for line in lines_of(Path("/proc/cpuinfo"), "model name")), "unknown")

@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from mimkit.backbones import count_parameters
 from mimkit.files import write_text
 from mimkit.image_encoder import ImageEncoder
 from mimkit.sources import pretrained_config
@@ -83,7 +84,7 @@ def model_card(
         front: what must stand before all else.
     """
     backbone, (height, width) = encoder.encoder, encoder.image_size
-    parameters = sum(parameter.numel() for parameter in backbone.parameters())
+    parameters = count_parameters(backbone)
     mean, std = encoder.normalization.mean, encoder.normalization.std
     lines = [
         f"{front}{MARK}\n",
