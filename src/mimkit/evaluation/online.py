@@ -60,7 +60,7 @@ class Probe:
         self.workers, self.batch_size = workers, batch_size
 
     def __call__(self, step: int) -> dict[str, Any]:
-        encoder = ImageEncoder(self.method.encoder, self.method.normalization)
+        encoder = ImageEncoder.of(self.method)
         test, test_ids, skipped = extract(
             encoder, self.held_out, device=self.device, workers=self.workers, batch_size=self.batch_size
         )

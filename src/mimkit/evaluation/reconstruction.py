@@ -92,7 +92,7 @@ def reconstruct_images(
     if mask_ratio is not None:
         with naming("--mask-ratio"):
             method.mask = method.mask.hiding(mask_ratio)
-    encoder = ImageEncoder(method.encoder, method.normalization)
+    encoder = ImageEncoder.of(method)
     sheets: dict[Path, bytes] = {}  # all or none are written
     for number, path in enumerate(images):
         try:

@@ -55,7 +55,10 @@ def export_huggingface(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out} is not empty; --format hf makes a folder of its own: choose another name")
     method = None if encoder_only else load_whole_method(source, recipe)
-    encoder = load_encoder(source, image_size=image_size, recipe=recipe) if method is None else in_use(method)
+    if method is None:
+        encoder = load_encoder(source, image_size=image_size, recipe=recipe)
+    else:
+        encoder = ImageEncoder.of(method).eval().requires_grad_(False)  # as `load_encoder` gives it
     if image_size not in (None, encoder.image_size):
         raise ValueError(f"--image-size {image_size} is for timm:NAME and random:NAME; {source} has its own")
     converted, obstacle = convert(method, encoder)
@@ -72,11 +75,6 @@ def load_whole_method(source: str | Path, recipe: str | None) -> Method | None:
     if str(source).startswith(("timm:", "random:")) or read_source(Path(source))[0].get("encoder_only"):
         return None
     return load_method(source, recipe=recipe)
-
-
-def in_use(method: Method) -> ImageEncoder:
-    """A method's encoder, as `load_encoder` gives it."""
-    return ImageEncoder(method.encoder, method.normalization).eval().requires_grad_(False)
 
 
 def convert(method: Method | None, encoder: ImageEncoder) -> tuple[TransformersModel, str]:
