@@ -16,6 +16,8 @@ from mimkit.backbones import Encoder, Latent, Level
 from mimkit.backbones.init import init_like_mae
 from mimkit.grids import put, take
 
+PLAIN_SCALES = (0.25, 0.5, 1, 2)  # LocalMIM's cells over a plain transformer's: 4, 8, 16, 32 of 16 pixels
+
 
 class Readout(nn.Module, ABC):
     """Names the taps it wants, and turns their latents into the levels to decode.
@@ -189,19 +191,18 @@ class Levels(Readout):
         encoder: gives widths, depth and cells.
         taps: to decode, the last one at the end. None takes the published 1, 3, depth − 3, depth − 1 of a plain
             transformer, and the last four stages of a hierarchical backbone.
-        scales: side of each level's cells, over its tap's. None takes 1/4, 1/2, 1 and 2 for a plain transformer (with
-            16-pixel patches 4, 8, 16 and 32 pixels), and 1 for stages, whose own cells grow.
+
+    The cells of a plain transformer's levels have `PLAIN_SCALES` times its patches' side; stages, whose own cells grow,
+    are decoded to these.
 
     A dense encoder's stages with cells below 8 pixels are averaged to 8, the finest that the paper decodes on a
     hierarchical backbone: attention over the 3,136 tokens of a ConvNeXt's first stage would cost more than all else.
 
     Raises:
-        ValueError: as many taps as scales are needed.
+        ValueError: a plain transformer is given more or fewer taps than `PLAIN_SCALES`.
     """
 
-    def __init__(
-        self, encoder: Encoder, taps: Sequence[int] | None = None, scales: Sequence[float] | None = None
-    ) -> None:
+    def __init__(self, encoder: Encoder, taps: Sequence[int] | None = None) -> None:
         super().__init__()
         hierarchical = len(set(encoder.levels)) > 1
         published = (
@@ -210,9 +211,11 @@ class Levels(Readout):
             else (1, 3, encoder.depth - 3, encoder.depth - 1)
         )
         self.taps = tuple(encoder.resolve(taps or published))
-        scales = scales or ((1,) * len(self.taps) if hierarchical else (0.25, 0.5, 1, 2))
+        scales = (1,) * len(self.taps) if hierarchical else PLAIN_SCALES
         if len(self.taps) != len(scales):
-            raise ValueError(f"{len(self.taps)} taps need as many scales, got {len(scales)}")
+            raise ValueError(
+                f"a plain transformer has one tap for each of {len(scales)} levels, got {len(self.taps)} taps"
+            )
         stages = [encoder.levels[tap] for tap in self.taps]
         self.averaged = tuple(max(1, 8 // s.cell) if hierarchical and encoder.complete else 1 for s in stages)
         self.levels = tuple(Level(s.dim, s.cell * n) for s, n in zip(stages, self.averaged, strict=True))
