@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -20,27 +20,6 @@ UNUSED: Rules = (
     (r".*attn_mask", "the shifted windows' mask, made afresh"),
 )
 NO_DECODER: Rules = ((r"mask_token|decoder_pos_embed", "the decoder's, which is missing"),)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the user says of a checkpoint, where it does not say so itself. None leaves it to the checkpoint.
-
-    Args:
-        recipe: of the method, by name.
-        heads, decoder_heads: of attention.
-        target: what was reconstructed, by the name that `--target` takes.
-        window: of Swin, in place of the checkpoint's.
-        patch_merge_order: "published" keeps the channels of Swin's patch merging in the order of the file; "column"
-            takes them to be row-first (LocalMIM's, and GreenMIM's before 2023) and puts them in timm's order.
-    """
-
-    recipe: str | None = None
-    heads: int | None = None
-    decoder_heads: int | None = None
-    target: str | None = None
-    window: int | None = None
-    patch_merge_order: Literal["published", "column"] = "published"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,7 +8,8 @@ from mimkit.convert.importing.hints import Hints
 from mimkit.convert.importing.positions import window_of
 from mimkit.convert.importing.swin import change, undo_pixel_shuffle
 from mimkit.convert.importing.vit import channel_settings, method_settings
-from mimkit.convert.rename import Options, Rules, Translation, Weights, backbone_name, count, move_fc_norm, rename
+from mimkit.convert.rename import Rules, Translation, Weights, backbone_name, count, move_fc_norm, rename
+from mimkit.settings import ImportOptions
 
 # timm's plain names: width, depth, heads, patch.
 NAMES = {
@@ -24,7 +25,7 @@ DENSE: Rules = (
 SHARED, OWN = "rel_pos_bias.relative_position_bias_table", "blocks.0.attn.relative_position_bias_table"
 
 
-def beit(weights: Weights, hints: Hints, options: Options) -> Translation:
+def beit(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:
     """BEiT's names, with SimMIM's prefix and decoder or without."""
     weights = rename(weights, ((r"encoder\.(.+)", r"\1"),))
     weights, notes = move_fc_norm(weights)
@@ -49,7 +50,7 @@ def beit(weights: Weights, hints: Hints, options: Options) -> Translation:
     )
 
 
-def describe_beit(weights: Weights, hints: Hints, options: Options) -> tuple[str, tuple[int, int]]:
+def describe_beit(weights: Weights, hints: Hints, options: ImportOptions) -> tuple[str, tuple[int, int]]:
     """timm's name of a BEiT with what differs from it, and the image size (H, W) of its positions.
 
     Raises:

@@ -12,7 +12,6 @@ from mimkit.convert.importing.vit import (
 )
 from mimkit.convert.rename import (
     NO_DECODER,
-    Options,
     Translation,
     Weights,
     backbone_name,
@@ -21,13 +20,14 @@ from mimkit.convert.rename import (
     move_fc_norm,
     rename,
 )
+from mimkit.settings import ImportOptions
 
 CELL = 16
 ENCODER = r"((?:patch_embed\d|blocks\d|norm|stage\d_output_decode)\..+|pos_embed)"
 PUBLISHED = {"dims": (256, 384, 768), "depths": (2, 2, 11), "heads": 12}
 
 
-def convmae(weights: Weights, hints: Hints, options: Options) -> Translation:
+def convmae(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:
     """ConvMAE's names, with the decoder or without.
 
     Raises:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,14 +18,14 @@ from mimkit.convert.importing.hints import Hints, hints_of
 from mimkit.convert.importing.positions import place_positions, resize_relative_bias, window_of
 from mimkit.convert.importing.read_file import read_checkpoint
 from mimkit.convert.importing.recognize import LICENCES, Format, first_names, recognize
-from mimkit.convert.rename import UNUSED, Options, Translation, Weights, drop
+from mimkit.convert.rename import UNUSED, Translation, Weights, drop
 from mimkit.errors import naming
 from mimkit.grids import Grid, grid_for, positions_for
 from mimkit.recipes import Recipe, build, parts_in_words
-from mimkit.settings import Settings
+from mimkit.settings import ImportOptions, Settings
 from mimkit.views import Normalization
 
-TRANSLATIONS: dict[Format, Callable[[Weights, Hints, Options], Translation]] = {
+TRANSLATIONS: dict[Format, Callable[[Weights, Hints, ImportOptions], Translation]] = {
     Format.MAE: vit.mae,
     Format.VIT: vit.mae,
     Format.MM_VIT: vit.mmpretrain,
@@ -45,6 +45,7 @@ TRANSLATIONS: dict[Format, Callable[[Weights, Hints, Options], Translation]] = {
 }
 
 
+DEFAULT_OPTIONS = ImportOptions()
 PREFIX = ("encoder.vit.cls_token", "encoder.vit.reg_token")
 
 
@@ -96,37 +97,13 @@ class ImportReport:
         return [*lines, *self.notes, self.licence]
 
 
-def import_checkpoint(
-    file: Path,
-    out: Path,
-    *,
-    recipe: str | None = None,
-    image_size: tuple[int, ...] | None = None,
-    window: int | None = None,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
-    target: str | None = None,
-    patch_merge_order: Literal["published", "column"] = "published",
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    strict: bool = True,
-) -> ImportReport:
+def import_checkpoint(file: Path, out: Path, options: ImportOptions = DEFAULT_OPTIONS) -> ImportReport:
     """A published checkpoint as a file that `load_method` (if it has its decoder) and `load_encoder` take.
 
     Args:
         file: .pth, .pt, .bin or .safetensors, or a Hugging Face folder. Nothing in it is run.
         out: where to write.
-        recipe: the method's name, where the weights do not show it.
-        image_size: side, or (H, W), to resize tables of positions to.
-        window: of Swin, to resize tables of relative positions to; the image grows with it unless `image_size` says
-            otherwise.
-        heads, decoder_heads: of attention, where neither the checkpoint nor the published models tell.
-        target: what was reconstructed, where the checkpoint does not say it.
-        patch_merge_order: "column" reorders Swin's patch merging from row-first (LocalMIM's, and GreenMIM's before
-            2023) to timm's order; "published" keeps it.
-        mean, std: that images are normalised with, one number for each channel; None takes the checkpoint's, or
-            ImageNet's.
-        strict: refuse a checkpoint with weights missing or left over, instead of reporting them.
+        options: what the checkpoint does not say; with `window` the image grows unless `image_size` is given too.
 
     Raises:
         ValueError: it cannot be read safely, is of no known format, does not fit, or, if strict, not wholly.
@@ -135,69 +112,42 @@ def import_checkpoint(
     with naming(str(file)):
         hints = hints_of(checkpoint)
         found = recognize(checkpoint.weights)
-    hints = replace(hints, mean=mean or hints.mean, std=std or hints.std)
+    hints = replace(hints, mean=options.mean or hints.mean, std=options.std or hints.std)
     what = f"{file}, taken for {found.value}"
-    options = Options(
-        recipe=recipe,
-        heads=heads,
-        decoder_heads=decoder_heads,
-        target=target,
-        window=window,
-        patch_merge_order=patch_merge_order,
-    )
     useful, dropped = drop(checkpoint.weights, UNUSED)
     with naming_format(what):
         translation = TRANSLATIONS[found](useful, hints, options)
-    if window and not translation.backbone.startswith("swin"):
+    if options.window and not translation.backbone.startswith("swin"):
         raise ValueError(f"--window is for Swin, not for {translation.backbone}")
-    settings = Settings(
-        data=Path(),
-        backbone=translation.backbone,
-        image_size=image_size or translation.image_size,
-        norm_eps=hints.norm_eps,
-        **translation.settings,
-        **normalization_settings(hints.mean, hints.std, translation.settings.get("channels", 3)),
-    )
-    composed = compose(translation.recipe, settings)
-    encoder, cells, expected = build_fresh(composed, translation.encoder_only)
-    notes = list(translation.notes)
-    weights = translation.weights
-    grids = [(grid_for(translation.image_size, cell), grid_for(composed.image_size, cell)) for cell in cells]
+
+    settings = settings_of(translation, hints, options)
+    recipe = compose(translation.recipe, settings)
+    encoder, cells, expected = build_fresh(recipe, translation.encoder_only)
+    grids = [(grid_for(translation.image_size, cell), grid_for(recipe.image_size, cell)) for cell in cells]
+    weights, strict = translation.weights, options.strict
     with naming_format(what):
-        if image_size or window:
-            weights = {
-                name: resize_table(name, value, expected[name], translation.image_size, encoder)
-                if name in expected
-                else value
-                for name, value in weights.items()
-            }
+        if options.image_size or options.window:
+            weights = resize_tables(weights, expected, translation.image_size, encoder)
         weights = place_decoder_positions(weights, expected, grids, strict=strict)
     weights, missing, left_over = match_weights(weights, expected, what, strict=strict)
-    encoder_only = translation.encoder_only
+
+    notes, encoder_only = list(translation.notes), translation.encoder_only
     if missing and not encoder_only and not any(name.startswith("encoder.") for name in missing):
         encoder_only = True
         notes.append("its decoder is not complete: only the encoder is written")
     elif missing:
-        notes.append("what is missing starts afresh")
+        notes.append("missing weights keep their fresh initialisation")
     kept = {
         name: weights.get(name, value).to(value.dtype)
         for name, value in expected.items()
         if name.startswith("encoder.") or not encoder_only
     }
-    request: dict[str, Any] = {
-        "recipe": translation.recipe,
-        "settings": settings.to_json() | {"data": ""},
-        "parts": parts_in_words(composed),
-    }
-    if encoder_only:
-        request["encoder_only"] = True
-    origin = {"from": found.value, "licence": LICENCES[found]}
-    write(kept, {"mimkit.request": json.dumps(request), "mimkit.imported": json.dumps(origin)}, out)
+    write(kept, metadata_of(found, translation, settings, recipe, encoder_only), out)
     return ImportReport(
         format=found.value,
         recipe=translation.recipe,
         backbone=translation.backbone,
-        image_size=composed.image_size,
+        image_size=recipe.image_size,
         encoder_only=encoder_only,
         matched=len(kept.keys() & weights.keys()),
         missing=missing,
@@ -206,6 +156,33 @@ def import_checkpoint(
         notes=tuple(notes),
         licence=LICENCES[found],
     )
+
+
+def settings_of(translation: Translation, hints: Hints, options: ImportOptions) -> Settings:
+    """The settings with which the recipe has the checkpoint's encoder, decoder, target and normalisation."""
+    return Settings(
+        data=Path(),
+        backbone=translation.backbone,
+        image_size=options.image_size or translation.image_size,
+        norm_eps=hints.norm_eps,
+        **translation.settings,
+        **normalization_settings(hints.mean, hints.std, translation.settings.get("channels", 3)),
+    )
+
+
+def metadata_of(
+    found: Format, translation: Translation, settings: Settings, recipe: Recipe, encoder_only: bool
+) -> dict[str, str]:
+    """What the written file says of itself: how to build the method, and where the weights are from."""
+    request: dict[str, Any] = {
+        "recipe": translation.recipe,
+        "settings": settings.to_json() | {"data": ""},
+        "parts": parts_in_words(recipe),
+    }
+    if encoder_only:
+        request["encoder_only"] = True
+    origin = {"from": found.value, "licence": LICENCES[found]}
+    return {"mimkit.request": json.dumps(request), "mimkit.imported": json.dumps(origin)}
 
 
 @contextmanager
@@ -229,6 +206,16 @@ def build_fresh(recipe: Recipe, encoder_only: bool) -> tuple[Encoder, list[int],
             return method.encoder, [level.cell for level in method.readout.levels], method.state_dict()
         encoder = recipe.encoder(image_size=recipe.image_size, channels=recipe.channels)
         return encoder, [], {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+
+
+def resize_tables(
+    weights: Weights, expected: dict[str, Tensor], image_size: tuple[int, int], encoder: Encoder
+) -> Weights:
+    """The weights with tables of positions, which are for `image_size`, for the encoder's image size or window."""
+    return {
+        name: resize_table(name, value, expected[name], image_size, encoder) if name in expected else value
+        for name, value in weights.items()
+    }
 
 
 def resize_table(name: str, value: Tensor, expected: Tensor, image_size: tuple[int, int], encoder: Encoder) -> Tensor:

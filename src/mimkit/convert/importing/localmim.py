@@ -17,13 +17,14 @@ from mimkit.convert.importing.swin import (
     move_merging,
 )
 from mimkit.convert.importing.vit import ENCODER, channel_settings, describe_vit, method_settings
-from mimkit.convert.rename import Options, Rules, Translation, Weights, count, drop, rename
+from mimkit.convert.rename import Rules, Translation, Weights, count, drop, rename
+from mimkit.settings import ImportOptions
 
 TARGETS = {9: "hog", 18: "hog-18"}
 OF_TARGET: Rules = ((r"hog_enc\..+", "the target's gradient filters, made afresh"),)
 
 
-def localmim_vit(weights: Weights, hints: Hints, options: Options) -> Translation:
+def localmim_vit(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:
     """LocalMIM's names on ViT: MAE's for the encoder.
 
     Raises:
@@ -46,7 +47,7 @@ def localmim_vit(weights: Weights, hints: Hints, options: Options) -> Translatio
     )
 
 
-def localmim_swin(weights: Weights, hints: Hints, options: Options) -> Translation:
+def localmim_swin(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:
     """LocalMIM's names on Swin: SimMIM's for the encoder.
 
     Raises:
@@ -117,7 +118,7 @@ def head_rows(weights: Weights) -> int:
     )
 
 
-def histogram_settings(weights: Weights, options: Options) -> dict[str, Any]:
+def histogram_settings(weights: Weights, options: ImportOptions) -> dict[str, Any]:
     """The target, by its number of bins, with the constants that were added to its gradients.
 
     Raises:
@@ -134,7 +135,7 @@ def histogram_settings(weights: Weights, options: Options) -> dict[str, Any]:
     return settings
 
 
-def decoder_heads(weights: Weights, hints: Hints, options: Options, channels_of_head: int) -> dict[str, Any]:
+def decoder_heads(weights: Weights, hints: Hints, options: ImportOptions, channels_of_head: int) -> dict[str, Any]:
     """Width, depth and heads of all decoders, which are alike."""
     width = weights["decoder.0.embed.weight"].shape[0]
     depth = count(weights, r"decoder\.0\.blocks\.(\d+)\.")

@@ -23,7 +23,8 @@ from mimkit.convert.importing.vit import (
     method_settings,
     target_notes,
 )
-from mimkit.convert.rename import NO_DECODER, Options, Rules, Translation, Weights, backbone_name, count, drop, rename
+from mimkit.convert.rename import NO_DECODER, Rules, Translation, Weights, backbone_name, count, drop, rename
+from mimkit.settings import ImportOptions
 
 # timm's plain names: width, depths, heads.
 NAMES = {
@@ -41,7 +42,7 @@ DENSE: Rules = (
 VISIBLE: Rules = ((r"((?:patch_embed|layers|norm)\..+)", r"encoder.swin.\1"),)
 
 
-def simmim(weights: Weights, hints: Hints, options: Options) -> Translation:
+def simmim(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:
     """SimMIM's names, and timm's and Microsoft's, which lack the mask token and the decoder."""
     weights = rename(weights, ((r"encoder\.(.+)", r"\1"),))
     weights = change(move_merging(weights), r"layers\.\d+\.downsample\.", merge_order(options))
@@ -65,7 +66,7 @@ def simmim(weights: Weights, hints: Hints, options: Options) -> Translation:
     )
 
 
-def mmpretrain(weights: Weights, hints: Hints, options: Options) -> Translation:
+def mmpretrain(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:
     """MMPretrain's and MMSelfSup's names, whose merging concatenates each channel's four tokens."""
     weights = rename(weights, ((r"backbone\.(.+)", r"\1"), (r"neck\.(.+)", r"\1")))
     weights = rename(
@@ -87,7 +88,7 @@ def mmpretrain(weights: Weights, hints: Hints, options: Options) -> Translation:
     return simmim(change(weights, r"layers\.\d+\.downsample\.", in_timms_order), hints, options)
 
 
-def huggingface(weights: Weights, hints: Hints, options: Options) -> Translation:
+def huggingface(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:
     """Hugging Face's names, those of published files and those since transformers 5."""
     weights = rename(weights, ((r"swin\.(.+)", r"\1"),))
     weights = rename(
@@ -103,7 +104,7 @@ def huggingface(weights: Weights, hints: Hints, options: Options) -> Translation
     return simmim(huggingface_blocks(weights), hints, options)
 
 
-def greenmim(weights: Weights, hints: Hints, options: Options) -> Translation:
+def greenmim(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:
     """GreenMIM's names: SimMIM's for the encoder, MAE's for the decoder."""
     weights = rename(weights, ((r"encoder\.(.+)", r"\1"),))
     weights = change(move_merging(weights), r"layers\.\d+\.downsample\.", merge_order(options))
@@ -129,7 +130,7 @@ def greenmim(weights: Weights, hints: Hints, options: Options) -> Translation:
     )
 
 
-def describe_swin(weights: Weights, hints: Hints, options: Options) -> tuple[str, tuple[int, int]]:
+def describe_swin(weights: Weights, hints: Hints, options: ImportOptions) -> tuple[str, tuple[int, int]]:
     """timm's name of a Swin with what differs from it, and the image size (H, W).
 
     The last stage's window covers its whole grid, as it does in all published models, unless the checkpoint says
@@ -179,14 +180,14 @@ def move_merging(weights: Weights) -> Weights:
     return moved
 
 
-def merge_order(options: Options) -> Callable[[Tensor], Tensor]:
+def merge_order(options: ImportOptions) -> Callable[[Tensor], Tensor]:
     """What is done with the inputs [..., 4·C] of a patch merging: nothing, or row-first to column-first."""
     if options.patch_merge_order == "published":
         return lambda value: value
     return lambda value: value.unflatten(-1, (2, 2, -1)).transpose(-2, -3).flatten(-3)
 
 
-def merge_notes(options: Options) -> list[str]:
+def merge_notes(options: ImportOptions) -> list[str]:
     """What to say of checkpoints that may be row-first."""
     if options.patch_merge_order == "column":
         return ["patch merging: taken to be row-first, put in the order of Microsoft's and timm's Swin"]

@@ -17,7 +17,6 @@ from mimkit.backbones.load import parse_name
 from mimkit.convert.importing.hints import Hints
 from mimkit.convert.rename import (
     NO_DECODER,
-    Options,
     Rules,
     Translation,
     Weights,
@@ -28,6 +27,7 @@ from mimkit.convert.rename import (
     rename,
 )
 from mimkit.grids import Grid, grid_for, is_sincos
+from mimkit.settings import ImportOptions
 
 # timm's plain names: width, depth, heads, patch.
 NAMES = {
@@ -48,7 +48,7 @@ DECODER: Rules = (
 )
 
 
-def mae(weights: Weights, hints: Hints, options: Options, recipe: str | None = None) -> Translation:
+def mae(weights: Weights, hints: Hints, options: ImportOptions, recipe: str | None = None) -> Translation:
     """MAE's names, with the decoder or without; `recipe` where the format tells the method."""
     weights, notes = move_fc_norm(weights)
     backbone, image_size = describe_vit(weights, hints, options)
@@ -80,7 +80,7 @@ def mae(weights: Weights, hints: Hints, options: Options, recipe: str | None = N
     )
 
 
-def mmpretrain(weights: Weights, hints: Hints, options: Options) -> Translation:
+def mmpretrain(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:
     """MMPretrain's and MMSelfSup's names: MAE, PixMIM with its filter as published, or MFF."""
     filtered = any(name.startswith("target_generator.") for name in weights)
     fused = any(name.endswith("proj_weights") for name in weights)
@@ -117,7 +117,7 @@ def mmpretrain(weights: Weights, hints: Hints, options: Options) -> Translation:
     return translation
 
 
-def huggingface(weights: Weights, hints: Hints, options: Options) -> Translation:
+def huggingface(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:
     """Hugging Face's names of ViT and ViTMAE, those of published files and those since transformers 5."""
     weights = rename(weights, ((r"vit\.(.+)", r"\1"), (r"decoder\.(decoder_.+|mask_token)", r"\1")))
     weights, dropped = drop(
@@ -169,7 +169,7 @@ def huggingface_blocks(weights: Weights) -> Weights:
     )
 
 
-def describe_vit(weights: Weights, hints: Hints, options: Options) -> tuple[str, tuple[int, int]]:
+def describe_vit(weights: Weights, hints: Hints, options: ImportOptions) -> tuple[str, tuple[int, int]]:
     """timm's name of a plain ViT with what differs from it, and the image size (H, W) of its positions.
 
     Raises:
@@ -241,7 +241,7 @@ def published_heads(dim: int) -> int:
     return dim // 64
 
 
-def decoder_settings(weights: Weights, hints: Hints, options: Options) -> dict[str, Any]:
+def decoder_settings(weights: Weights, hints: Hints, options: ImportOptions) -> dict[str, Any]:
     """Width, depth and heads of MAE's decoder: heads of 32 channels, as published.
 
     Raises:
@@ -268,14 +268,14 @@ def channel_settings(channels: int) -> dict[str, Any]:
     return {"channels": channels} if channels != 3 else {}
 
 
-def method_settings(hints: Hints, options: Options) -> dict[str, Any]:
+def method_settings(hints: Hints, options: ImportOptions) -> dict[str, Any]:
     """Mask ratio and target, where they are known."""
     target = options.target or ("raw-pixels" if hints.normalized is False else None)
     settings = {"mask_ratio": hints.mask_ratio, "target": target}
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def target_notes(hints: Hints, options: Options) -> list[str]:
+def target_notes(hints: Hints, options: ImportOptions) -> list[str]:
     """What to say where the weights do not tell the target."""
     if options.target or hints.normalized is not None:
         return []
