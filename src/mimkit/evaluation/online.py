@@ -114,7 +114,7 @@ class Reconstructions:
             if not len(batch.indices):
                 continue
             keys = sample_keys(0, 0, batch.indices).to(self.device)
-            rows = pictures.reconstruct(self.method, batch.images.to(self.device), keys)
+            rows = pictures.reconstruct_batch(self.method, batch.images.to(self.device), keys)
             if rows is None:
                 return
             self.folder.mkdir(exist_ok=True)
