@@ -73,8 +73,8 @@ class Case:
     @property
     def name(self) -> str:
         backbone = f" {self.settings.backbone}" if self.settings.backbone else ""
-        again = " recompute" if self.recompute else ""
-        return f"{self.recipe}{backbone} {self.precision} {self.mode}{again}"
+        recompute = " recompute" if self.recompute else ""
+        return f"{self.recipe}{backbone} {self.precision} {self.mode}{recompute}"
 
 
 def bench_step(
@@ -126,20 +126,8 @@ def bench_step(
             require_compiler(device, f"--mode {mode}")
     cases: list[Case] = []
     for precision in precisions:
-        own = [
-            Case(
-                recipe=recipe,
-                settings=replace(settings, backbone=backbone) if backbone else settings,
-                batch_size=batch_size,
-                precision=precision,
-                mode=mode,
-                device=str(device),
-                recompute=again,
-            )
-            for recipe, backbone, mode, again in product(recipes, backbones, modes, (False, True)[: 1 + recompute])
-        ]
-        cases += own
-        cases += [replace(own[0], recipe=name, mode="eager", recompute=False) for name in PEERS] if peers else []
+        common = {"batch_size": batch_size, "precision": precision, "device": str(device)}
+        cases += cases_of(recipes, settings, backbones, modes, recompute=recompute, peers=peers, **common)
 
     rows, seconds, ceilings = measure(cases, rounds, clock, equal=peers)
     memory = {case.name: peak_memory(case) for case in cases}  # the models are gone: children share the machine's
@@ -169,6 +157,30 @@ def bench_step(
         "ceiling_tflops": ceilings,
         "cases": rows,
     }
+
+
+def cases_of(
+    recipes: Sequence[str],
+    settings: Settings,
+    backbones: Sequence[str | None],
+    modes: Sequence[Mode],
+    *,
+    recompute: bool,
+    peers: bool,
+    **common: Any,
+) -> list[Case]:
+    """The cases of one precision, recipes first and peers last, with the other fields of `Case` in common."""
+    own = [
+        Case(
+            recipe=recipe,
+            settings=replace(settings, backbone=backbone) if backbone else settings,
+            mode=mode,
+            recompute=recomputed,
+            **common,
+        )
+        for recipe, backbone, mode, recomputed in product(recipes, backbones, modes, (False, True)[: 1 + recompute])
+    ]
+    return own + [replace(own[0], recipe=name, mode="eager", recompute=False) for name in PEERS if peers]
 
 
 def measure(
