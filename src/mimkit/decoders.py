@@ -2,7 +2,7 @@
 
 A decoder is made with (dim, values, grid, out_grid, complete=...) and called with a latent and the mask.
 
-Shapes: B batch, h w cells, N = h·w, K tokens, P prefix tokens, E decoder width, Q cells asked for, V values of a cell.
+Shapes: B batch, h w cells, N = h·w, K tokens, P prefix tokens, E decoder width, Q queried cells, V values of a cell.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mimkit.backbones import Latent
 from mimkit.backbones.init import init_like_mae
 from mimkit.backbones.lean_block import LeanBlock
-from mimkit.grids import Grid, placed, positions_for, sincos_positions, take
+from mimkit.grids import Grid, positions_for, put, sincos_positions, take
 from mimkit.masks import Mask
 
 
@@ -99,12 +99,12 @@ class TransformerDecoder(nn.Module):
 
     def scored(self, x: Tensor, prefix: int, mask: Mask, grid: Grid) -> Tensor:
         """Tokens [B, P + N, E] to predictions [B, h, w, values] of the cells that the mask scores, zero elsewhere."""
-        asked = mask.scored_ids(grid)
+        query_ids = mask.scored_ids(grid)
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x)
-        x = last(x, asked + prefix) if isinstance(last, LeanBlock) else take(last(x), asked + prefix)
-        return placed(self.head(self.norm(x)), asked, grid)
+        x = last(x, query_ids + prefix) if isinstance(last, LeanBlock) else take(last(x), query_ids + prefix)
+        return put(self.head(self.norm(x)), query_ids, grid).unflatten(1, grid)
 
     def fill(self, tokens: Tensor, latent: Latent) -> Tensor:
         """Tokens [B, K, E] at their places in the grid, the mask token at all others: [B, N, E]."""
@@ -112,9 +112,7 @@ class TransformerDecoder(nn.Module):
             return tokens
         if self.mask_token is None:
             raise ValueError("a decoder built for complete latents was given one that lacks tokens")
-        h, w = latent.grid
-        everywhere = self.mask_token.to(tokens.dtype).expand(len(tokens), h * w, -1)
-        return everywhere.scatter(1, latent.ids[:, :, None].expand_as(tokens), tokens)
+        return put(tokens, latent.ids, latent.grid, fill=self.mask_token)
 
 
 def rescaling(width: int, grid: Grid, out_grid: Grid, eps: float = 1e-6) -> tuple[nn.Module | None, int]:
@@ -188,7 +186,7 @@ class CrossDecoder(nn.Module):
     """CrossMAE's decoder (arXiv 2401.14391): each cell is predicted from the encoder's tokens alone.
 
     A query, the mask token at a cell's position, attends to prefix and visible tokens and to no other query. So only
-    the cells that are asked for cost anything, and none changes another's prediction.
+    the queried cells cost anything, and none changes another's prediction.
 
     Args:
         dim: width of the latent.
@@ -248,12 +246,11 @@ class CrossDecoder(nn.Module):
         positions = positions_for(latent.grid, self.grid, self.positions).expand(len(latent.tokens), -1, -1)
         tokens = self.embed(latent.tokens) + take(positions, latent.ids)
         context = self.context_norm(torch.cat([self.embed(latent.prefix), tokens], dim=1))
-        asked = None if mask is None or mask.scored is None else mask.scored_ids(latent.grid)
-        x = self.mask_token + take(positions, asked)
+        query_ids = None if mask is None or mask.scored is None else mask.scored_ids(latent.grid)
+        x = self.mask_token + take(positions, query_ids)
         for block in self.blocks:
             x = block(x, context)
-        predictions = self.head(self.norm(x))
-        return predictions.unflatten(1, latent.grid) if asked is None else placed(predictions, asked, latent.grid)
+        return put(self.head(self.norm(x)), query_ids, latent.grid).unflatten(1, latent.grid)
 
 
 class CrossBlock(nn.Module):

@@ -32,6 +32,12 @@ def patchify(images: Tensor, grid: Grid) -> Tensor:
     return cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, h, w, -1)
 
 
+def patchify_channels_first(images: Tensor, grid: Grid) -> Tensor:
+    """[B, C, H, W] to [B, N, C·p·p]: channels, then rows, then columns fastest (as in a convolution's kernel)."""
+    h, w = grid
+    return images.unflatten(3, (w, -1)).unflatten(2, (h, -1)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
 def unpatchify(cells: Tensor, channels: int) -> Tensor:
     """The inverse of `patchify`: [B, h, w, p·p·C] to [B, C, H, W]."""
     batch, h, w, values = cells.shape
@@ -87,6 +93,22 @@ def take(rows: Tensor, ids: Tensor | None) -> Tensor:
     return rows if ids is None else rows.gather(1, ids[:, :, None].expand(-1, -1, rows.shape[2]))
 
 
+def put(rows: Tensor, ids: Tensor | None, grid: Grid, fill: Tensor | None = None) -> Tensor:
+    """The inverse of `take`: rows [B, K, D] at raster positions ids [B, K] of a grid, [B, N, D].
+
+    Args:
+        rows: one for each id, or with ids None one for each cell, which are returned as they are.
+        ids: int64, None for all cells in raster order.
+        grid: (h, w).
+        fill: [1, 1, D], what all other cells hold; None for zero.
+    """
+    if ids is None:
+        return rows
+    fill = rows.new_zeros(1, 1, 1) if fill is None else fill.to(rows.dtype)
+    everywhere = fill.expand(len(rows), grid[0] * grid[1], rows.shape[2])
+    return everywhere.scatter(1, ids[:, :, None].expand_as(rows), rows)
+
+
 def positions_for(grid: Grid, built: Grid, table: Tensor) -> Tensor:
     """The table [1, N, D] that was built for one grid, on another: sine-cosine made afresh, any other resized."""
     if grid != built and is_sincos(table, built):
@@ -99,10 +121,3 @@ def is_sincos(table: Tensor, grid: Grid) -> bool:
     if table.shape[2] % 4:
         return False
     return torch.allclose(table[0].float(), sincos_positions(grid, table.shape[2]).to(table.device), rtol=0, atol=4e-3)
-
-
-def placed(values: Tensor, ids: Tensor, grid: Grid) -> Tensor:
-    """Values [B, Q, V] at raster positions [B, Q] of a grid, zero elsewhere: [B, h, w, V]."""
-    h, w = grid
-    everywhere = values.new_zeros(len(values), h * w, values.shape[2])
-    return everywhere.scatter(1, ids[:, :, None].expand_as(values), values).unflatten(1, grid)

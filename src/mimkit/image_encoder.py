@@ -5,6 +5,7 @@ Shapes: B batch, C image channels, H W pixels, D width.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,6 +14,16 @@ from torch import Tensor, nn
 from mimkit.backbones import Encoder, Latent
 from mimkit.data import read_image
 from mimkit.views import CenterCrop, Normalization
+
+
+class HasEncoder(Protocol):
+    """What `ImageEncoder.of` takes: a `Method`, or whatever else has these two."""
+
+    @property
+    def encoder(self) -> Encoder: ...
+
+    @property
+    def normalization(self) -> Normalization: ...
 
 
 class ImageEncoder(nn.Module):
@@ -28,6 +39,11 @@ class ImageEncoder(nn.Module):
         self.encoder = encoder
         self.normalization = normalization
         self.train(encoder.training)
+
+    @classmethod
+    def of(cls, method: HasEncoder) -> "ImageEncoder":
+        """A method's own encoder and normalisation, not a copy."""
+        return cls(method.encoder, method.normalization)
 
     @property
     def image_size(self) -> tuple[int, int]:

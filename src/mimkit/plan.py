@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mimkit.backbones import DenseEncoder
+from mimkit.backbones import DenseEncoder, count_parameters
 from mimkit.compose import TRAIN_SETTINGS
 from mimkit.data import Cache, ImageList, TrainBatches, choose_decoder, split
 from mimkit.efficiency import tune
@@ -22,7 +22,6 @@ from mimkit.records import record_of
 from mimkit.settings import Settings
 from mimkit.training.blocks import require_compiler
 from mimkit.training.distributed import SINGLE, World
-from mimkit.training.hardware import count_parameters
 from mimkit.training.job import Job, Reading
 from mimkit.training.loop import Evaluator
 from mimkit.training.optim import Train

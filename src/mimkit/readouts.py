@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from mimkit.backbones import Encoder, Latent, Level
 from mimkit.backbones.init import init_like_mae
+from mimkit.grids import put, take
+
+PLAIN_SCALES = (0.25, 0.5, 1, 2)  # LocalMIM's cells over a plain transformer's: 4, 8, 16, 32 of 16 pixels
 
 
 class Readout(nn.Module, ABC):
@@ -51,7 +54,7 @@ class Last(Readout):
     def __init__(self, encoder: Encoder, scale: float = 1.0) -> None:
         super().__init__()
         self.levels = encoder.levels[-1:]
-        self.cells = scaled(self.levels, (scale,))
+        self.cells = scale_cells(self.levels, (scale,))
 
     def forward(self, latents: list[Latent], norm: nn.Module) -> list[Latent]:
         (last,) = latents
@@ -89,7 +92,7 @@ class Fused(Readout):
             raise ValueError(
                 f"Fused needs one grid; {encoder.name} has {encoder.depth}: use --readout fused-hierarchical"
             )
-        self.taps = spread(encoder, taps)
+        self.taps = fusion_taps(encoder, taps)
         self.levels = encoder.levels[-1:]
         self.cells = (encoder.cell,)
         dim = encoder.dim
@@ -118,7 +121,7 @@ class Fused(Readout):
         return [Latent(tokens=tokens, grid=last.grid, ids=last.ids, prefix=prefix)]
 
     def scalars(self) -> dict[str, float]:
-        return {} if self.weights is None else shares(self.weights, self.taps)
+        return {} if self.weights is None else fusion_weights(self.weights, self.taps)
 
 
 class TapAttention(nn.Module):
@@ -157,7 +160,7 @@ class FusedHierarchical(Readout):
 
     def __init__(self, encoder: Encoder, taps: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.taps = spread(encoder, taps or "all")
+        self.taps = fusion_taps(encoder, taps or "all")
         self.levels = encoder.levels[-1:]
         self.cells = (encoder.cell,)
         stages = [encoder.levels[tap] for tap in self.taps[:-1]]
@@ -169,12 +172,14 @@ class FusedHierarchical(Readout):
 
     def forward(self, latents: list[Latent], norm: nn.Module) -> list[Latent]:
         *shallow, last = latents
-        projected = [project(gathered(latent, last)) for project, latent in zip(self.projections, shallow, strict=True)]
+        projected = [
+            project(gather_cells(latent, last)) for project, latent in zip(self.projections, shallow, strict=True)
+        ]
         tokens = norm(weighted_sum(self.weights, [*projected, last.tokens]))
         return [Latent(tokens=tokens, grid=last.grid, ids=last.ids, prefix=norm(last.prefix))]
 
     def scalars(self) -> dict[str, float]:
-        return shares(self.weights, self.taps)
+        return fusion_weights(self.weights, self.taps)
 
 
 class Levels(Readout):
@@ -186,19 +191,18 @@ class Levels(Readout):
         encoder: gives widths, depth and cells.
         taps: to decode, the last one at the end. None takes the published 1, 3, depth − 3, depth − 1 of a plain
             transformer, and the last four stages of a hierarchical backbone.
-        scales: side of each level's cells, over its tap's. None takes 1/4, 1/2, 1 and 2 for a plain transformer (with
-            16-pixel patches 4, 8, 16 and 32 pixels), and 1 for stages, whose own cells grow.
+
+    The cells of a plain transformer's levels have `PLAIN_SCALES` times its patches' side; stages, whose own cells grow,
+    are decoded to these.
 
     A dense encoder's stages with cells below 8 pixels are averaged to 8, the finest that the paper decodes on a
     hierarchical backbone: attention over the 3,136 tokens of a ConvNeXt's first stage would cost more than all else.
 
     Raises:
-        ValueError: as many taps as scales are needed.
+        ValueError: a plain transformer is given more or fewer taps than `PLAIN_SCALES`.
     """
 
-    def __init__(
-        self, encoder: Encoder, taps: Sequence[int] | None = None, scales: Sequence[float] | None = None
-    ) -> None:
+    def __init__(self, encoder: Encoder, taps: Sequence[int] | None = None) -> None:
         super().__init__()
         hierarchical = len(set(encoder.levels)) > 1
         published = (
@@ -207,21 +211,23 @@ class Levels(Readout):
             else (1, 3, encoder.depth - 3, encoder.depth - 1)
         )
         self.taps = tuple(encoder.resolve(taps or published))
-        scales = scales or ((1,) * len(self.taps) if hierarchical else (0.25, 0.5, 1, 2))
+        scales = (1,) * len(self.taps) if hierarchical else PLAIN_SCALES
         if len(self.taps) != len(scales):
-            raise ValueError(f"{len(self.taps)} taps need as many scales, got {len(scales)}")
+            raise ValueError(
+                f"a plain transformer has one tap for each of {len(scales)} levels, got {len(self.taps)} taps"
+            )
         stages = [encoder.levels[tap] for tap in self.taps]
         self.averaged = tuple(max(1, 8 // s.cell) if hierarchical and encoder.complete else 1 for s in stages)
         self.levels = tuple(Level(s.dim, s.cell * n) for s, n in zip(stages, self.averaged, strict=True))
-        self.cells = scaled(self.levels, scales)
+        self.cells = scale_cells(self.levels, scales)
         self.norms = nn.ModuleList(nn.LayerNorm(level.dim, eps=1e-6) for level in self.levels[:-1])
 
     def forward(self, latents: list[Latent], norm: nn.Module) -> list[Latent]:
-        coarser = [averaged(latent, factor) for latent, factor in zip(latents, self.averaged, strict=True)]
+        coarser = [average_tokens(latent, factor) for latent, factor in zip(latents, self.averaged, strict=True)]
         return [latent.map(own) for latent, own in zip(coarser, [*self.norms, norm], strict=True)]
 
 
-def averaged(latent: Latent, factor: int) -> Latent:
+def average_tokens(latent: Latent, factor: int) -> Latent:
     """A latent with all its tokens on a grid `factor` times as coarse, each the mean of factor x factor tokens."""
     if factor == 1:
         return latent
@@ -230,7 +236,7 @@ def averaged(latent: Latent, factor: int) -> Latent:
     return Latent(tokens=tokens, grid=(h, w), ids=None, prefix=latent.prefix)
 
 
-def spread(encoder: Encoder, taps: Sequence[int] | Literal["all"] | None) -> tuple[int, ...]:
+def fusion_taps(encoder: Encoder, taps: Sequence[int] | Literal["all"] | None) -> tuple[int, ...]:
     """Taps to fuse, counted from 0, the encoder's last at the end.
 
     Raises:
@@ -245,7 +251,7 @@ def spread(encoder: Encoder, taps: Sequence[int] | Literal["all"] | None) -> tup
     return resolved
 
 
-def scaled(levels: Sequence[Level], scales: Sequence[float]) -> tuple[int, ...]:
+def scale_cells(levels: Sequence[Level], scales: Sequence[float]) -> tuple[int, ...]:
     """Cells of levels times scales, in whole pixels.
 
     Raises:
@@ -266,19 +272,16 @@ def weighted_sum(weights: Tensor, values: list[Tensor]) -> Tensor:
     return total
 
 
-def shares(weights: Tensor, taps: Sequence[int]) -> dict[str, float]:
+def fusion_weights(weights: Tensor, taps: Sequence[int]) -> dict[str, float]:
     """The softmax of fusion weights, for the log."""
     return {
         f"fusion/block_{tap}": share for tap, share in zip(taps, weights.detach().softmax(dim=0).tolist(), strict=True)
     }
 
 
-def gathered(latent: Latent, last: Latent) -> Tensor:
+def gather_cells(latent: Latent, last: Latent) -> Tensor:
     """The f·f tokens of a finer latent that lie in each cell of the last one, in raster order: [B, K, f·f·D]."""
     (h, w), (fine_h, fine_w) = last.grid, latent.grid
-    tokens = latent.tokens
-    if latent.ids is not None:
-        everywhere = tokens.new_zeros(len(tokens), fine_h * fine_w, tokens.shape[2])
-        tokens = everywhere.scatter(1, latent.ids[:, :, None].expand_as(tokens), tokens)
+    tokens = put(latent.tokens, latent.ids, latent.grid)
     cells = tokens.unflatten(1, (h, fine_h // h, w, fine_w // w)).transpose(2, 3).flatten(3).flatten(1, 2)
-    return cells if last.ids is None else cells.gather(1, last.ids[:, :, None].expand(-1, -1, cells.shape[2]))
+    return take(cells, last.ids)

@@ -148,6 +148,32 @@ class Settings:
         return cls(**values)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """What the user says of a published checkpoint; None leaves it to the checkpoint, or to what was published."""
+
+    recipe: str | None = None
+    """the method, where the weights do not show it."""
+    image_size: tuple[int, ...] | None = None
+    """side, or height and width, to resize tables of positions to."""
+    window: int | None = None
+    """of Swin, to resize tables of relative positions to."""
+    heads: int | None = None
+    """of attention, where neither the checkpoint nor the published models tell."""
+    decoder_heads: int | None = None
+    """the same for the decoder."""
+    target: str | None = None
+    """what was reconstructed, where the checkpoint does not say it."""
+    patch_merge_order: Literal["published", "column"] = "published"
+    """column reorders the patch merging of LocalMIM's Swin to timm's."""
+    mean: tuple[float, ...] | None = None
+    """of each channel, that images are normalised with; default: the checkpoint's, or ImageNet's."""
+    std: tuple[float, ...] | None = None
+    """the same for the deviation."""
+    strict: bool = True
+    """refuse a checkpoint with weights missing or left over; --no-strict reports them."""
+
+
 def as_size(sides: Sequence[int] | None) -> tuple[int, int] | None:
     """(side,) or (height, width) as (height, width).
 

@@ -31,7 +31,7 @@ def load(kind, folder, **options):
 
 def features(method, images: Tensor) -> tuple[Tensor, Tensor]:
     """Ours: tokens behind the final norm, and their mean."""
-    encoder = ImageEncoder(method.encoder, method.normalization).eval()
+    encoder = ImageEncoder.of(method).eval()
     with torch.inference_mode():
         return encoder.latent(images).tokens, encoder(images)
 
@@ -181,7 +181,7 @@ def test_images_are_prepared_as_ours(tmp_path):
     smooth = torch.nn.functional.interpolate(coarse, size=(100, 140), mode="bicubic").clamp(0, 1)
     picture = (smooth[0] * 255).to(torch.uint8).permute(1, 2, 0).numpy()
     Image.fromarray(picture).save(tmp_path / "picture.png")
-    encoder = ImageEncoder(method.encoder, method.normalization)
+    encoder = ImageEncoder.of(method)
     ours = method.normalization.from_bytes(encoder.read([tmp_path / "picture.png"]))
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
     theirs = processor(Image.open(tmp_path / "picture.png"), return_tensors="pt")["pixel_values"]

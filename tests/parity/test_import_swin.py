@@ -23,7 +23,7 @@ from mimkit.grids import resize_positions
 from mimkit.masks import Mask
 from mimkit.method import Method
 from mimkit.recipes import build as build_method
-from mimkit.settings import Settings
+from mimkit.settings import ImportOptions, Settings
 from mimkit.sources import load_encoder, load_method
 
 LOSS, GRADIENT = 1e-5, 1e-4
@@ -141,7 +141,9 @@ def test_row_first_merging(tmp_path):
     state = {microsoft(name.replace("encoder.swin.", "encoder.")): value for name, value in state.items()}
     torch.save({"model": state}, tmp_path / "greenmim.pth")
     import_checkpoint(tmp_path / "greenmim.pth", tmp_path / "kept.safetensors")
-    import_checkpoint(tmp_path / "greenmim.pth", tmp_path / "column.safetensors", patch_merge_order="column")
+    import_checkpoint(
+        tmp_path / "greenmim.pth", tmp_path / "column.safetensors", ImportOptions(patch_merge_order="column")
+    )
     x = torch.randn(2, 4, 4, DIM, generator=torch.Generator().manual_seed(0))
     neighbours = [x[:, row::2, column::2] for row in (0, 1) for column in (0, 1)]  # row-first
     merging = original.encoder.swin.layers[1].downsample
@@ -181,7 +183,7 @@ def test_beit(tmp_path, shared):
     state = model.state_dict() | {"mask_token": torch.ones(1, 1, 48), "lm_head.weight": torch.zeros(10, 48)}
     torch.save({"model": state}, tmp_path / "beit.pth")
     report = import_checkpoint(
-        tmp_path / "beit.pth", tmp_path / "ours.safetensors", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+        tmp_path / "beit.pth", tmp_path / "ours.safetensors", ImportOptions(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     )
     assert report.encoder_only
     assert set(report.dropped) == {"lm_head.weight"}
@@ -196,7 +198,7 @@ def test_a_larger_window(tmp_path):
     """Windows of 3 in place of 2: images grow to 96 pixels, only tables of relative positions change."""
     state = simmim_names(simmim_of_huggingface().state_dict())
     torch.save({"model": state}, tmp_path / "simmim.pth")
-    report = import_checkpoint(tmp_path / "simmim.pth", tmp_path / "ours.safetensors", window=3)
+    report = import_checkpoint(tmp_path / "simmim.pth", tmp_path / "ours.safetensors", ImportOptions(window=3))
     assert report.image_size == (96, 96)
     imported = load_method(tmp_path / "ours.safetensors").encoder.model
     attention = imported.layers[1].blocks[0].attn
@@ -209,7 +211,7 @@ def test_a_larger_window_with_positions_of_a_decoder(tmp_path):
     """Where the image grows with the window, they are resized from the square grid that they are for."""
     original = ours("greenmim", decoder_width=64, decoder_depth=1, decoder_heads=2)
     torch.save({"model": greenmim_names(original)}, tmp_path / "greenmim.pth")
-    report = import_checkpoint(tmp_path / "greenmim.pth", tmp_path / "ours.safetensors", window=3)
+    report = import_checkpoint(tmp_path / "greenmim.pth", tmp_path / "ours.safetensors", ImportOptions(window=3))
     assert report.image_size == (96, 96)
     (decoder,) = load_method(tmp_path / "ours.safetensors").decoders
     assert torch.equal(decoder.positions, resize_positions(original.decoders[0].positions, (2, 2), (3, 3)))
@@ -219,7 +221,7 @@ def test_a_larger_window_with_positions_of_a_decoder(tmp_path):
 def test_larger_images_for_beit(tmp_path, shared):
     """The table grows from 4 x 4 patches to 6 x 6 and keeps the class token's three rows."""
     torch.save({"model": tiny_beit(shared).state_dict()}, tmp_path / "beit.pth")
-    import_checkpoint(tmp_path / "beit.pth", tmp_path / "ours.safetensors", image_size=(96,))
+    import_checkpoint(tmp_path / "beit.pth", tmp_path / "ours.safetensors", ImportOptions(image_size=(96,)))
     encoder = load_encoder(tmp_path / "ours.safetensors").encoder
     tables = [value for name, value in encoder.state_dict().items() if name.endswith("_bias_table")]
     assert [table.shape for table in tables] == [(124, 3)] * (1 if shared else 2)

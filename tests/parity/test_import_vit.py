@@ -20,7 +20,7 @@ from mimkit.convert.importing.importer import import_checkpoint
 from mimkit.masks import Mask
 from mimkit.method import Method
 from mimkit.recipes import build as build_method
-from mimkit.settings import Settings
+from mimkit.settings import ImportOptions, Settings
 from mimkit.sources import load_encoder, load_method
 
 LOSS, GRADIENT = 1e-5, 1e-4
@@ -85,7 +85,9 @@ def test_mae(tmp_path):
     args = argparse.Namespace(model="mae_vit_tiny", norm_pix_loss=True, mask_ratio=0.75, input_size=64)
     content = {"model": mae_names(theirs.state_dict()), "epoch": 3, "optimizer": {"state": {}}, "args": args}
     torch.save(content, tmp_path / "checkpoint-3.pth")
-    report = import_checkpoint(tmp_path / "checkpoint-3.pth", tmp_path / "ours.safetensors", heads=3, decoder_heads=4)
+    report = import_checkpoint(
+        tmp_path / "checkpoint-3.pth", tmp_path / "ours.safetensors", ImportOptions(heads=3, decoder_heads=4)
+    )
     assert report.format == "MAE with its decoder"
     assert "CC BY-NC" in report.licence
     same_as_huggingface(theirs, load_method(tmp_path / "ours.safetensors"))
@@ -106,7 +108,9 @@ def test_mmpretrain_mae(tmp_path, prefix):
     theirs = vitmae(normalized=True)
     state = mmpretrain_names(mae_names(theirs.state_dict()), prefix)
     torch.save({"state_dict": state, "meta": {"epoch": 3}}, tmp_path / "mm.pth")
-    report = import_checkpoint(tmp_path / "mm.pth", tmp_path / "ours.safetensors", heads=3, decoder_heads=4)
+    report = import_checkpoint(
+        tmp_path / "mm.pth", tmp_path / "ours.safetensors", ImportOptions(heads=3, decoder_heads=4)
+    )
     assert report.recipe == "mae"
     same_as_huggingface(theirs, load_method(tmp_path / "ours.safetensors"))
 
@@ -116,7 +120,9 @@ def test_mmpretrain_pixmim(tmp_path):
     state = mmpretrain_names(mae_layout(original.state_dict()), "backbone.")
     state["target_generator.low_pass_filter"] = torch.ones(64, 64)
     torch.save({"state_dict": state}, tmp_path / "mm.pth")
-    report = import_checkpoint(tmp_path / "mm.pth", tmp_path / "ours.safetensors", heads=3, decoder_heads=4)
+    report = import_checkpoint(
+        tmp_path / "mm.pth", tmp_path / "ours.safetensors", ImportOptions(heads=3, decoder_heads=4)
+    )
     assert report.recipe == "pixmim"
     assert "target_generator.low_pass_filter" in report.dropped
     same(original, load_method(tmp_path / "ours.safetensors"))
@@ -131,7 +137,9 @@ def test_mmpretrain_mff(tmp_path):
     state |= {name.replace("readout.projections", "backbone.proj_layers"): value for name, value in fusion.items()}
     assert state["backbone.proj_weights"].shape == (6, 1, 1, 1)
     torch.save({"state_dict": state}, tmp_path / "mm.pth")
-    report = import_checkpoint(tmp_path / "mm.pth", tmp_path / "ours.safetensors", heads=3, decoder_heads=4)
+    report = import_checkpoint(
+        tmp_path / "mm.pth", tmp_path / "ours.safetensors", ImportOptions(heads=3, decoder_heads=4)
+    )
     assert report.recipe == "mff"
     same(original, load_method(tmp_path / "ours.safetensors"))
 
@@ -140,7 +148,9 @@ def test_convmae(tmp_path):
     original = ours("convmae", backbone="convmae_base(dims=(8,12,48),depths=(1,2,2),heads=3)")
     state = convmae_names(original)
     torch.save({"model": state}, tmp_path / "convmae.pth")
-    report = import_checkpoint(tmp_path / "convmae.pth", tmp_path / "ours.safetensors", heads=3, decoder_heads=4)
+    report = import_checkpoint(
+        tmp_path / "convmae.pth", tmp_path / "ours.safetensors", ImportOptions(heads=3, decoder_heads=4)
+    )
     assert report.recipe == "convmae"
     assert not report.dropped
     same(original, load_method(tmp_path / "ours.safetensors"))
@@ -153,7 +163,7 @@ def test_convmae_fine_tuned(tmp_path):
     state = {re.sub(r"^norm\.", "fc_norm.", name): value for name, value in state.items()}
     state |= {"head.weight": torch.zeros(10, 48), "head.bias": torch.zeros(10)}
     torch.save({"model": state}, tmp_path / "convmae.pth")
-    report = import_checkpoint(tmp_path / "convmae.pth", tmp_path / "ours.safetensors", heads=3)
+    report = import_checkpoint(tmp_path / "convmae.pth", tmp_path / "ours.safetensors", ImportOptions(heads=3))
     assert report.encoder_only
     assert {"head.weight", "head.bias"} == set(report.dropped)
     same_encoder(original.encoder, tmp_path / "ours.safetensors")
@@ -217,7 +227,7 @@ def test_vit_of_timm(tmp_path, name, options):
     """Learned positions, register tokens without positions, layer scale, and what else plain ViTs may have."""
     vit = build.timm_vit(name, size=SIZE, **{"depth": 2} | options)
     save_file(vit.state_dict(), tmp_path / "timm.safetensors")
-    report = import_checkpoint(tmp_path / "timm.safetensors", tmp_path / "ours.safetensors", heads=3)
+    report = import_checkpoint(tmp_path / "timm.safetensors", tmp_path / "ours.safetensors", ImportOptions(heads=3))
     assert report.encoder_only
     encoder = load_encoder(tmp_path / "ours.safetensors").encoder
     images = build.images(2, SIZE, channels=options.get("in_chans", 3))
@@ -233,7 +243,7 @@ def test_fine_tuned_mae(tmp_path):
     state = {re.sub(r"^norm\.", "fc_norm.", name): value for name, value in state.items()}
     state |= {"head.weight": torch.zeros(10, 48), "head.bias": torch.zeros(10)}
     torch.save({"model": state}, tmp_path / "mae.pth")
-    report = import_checkpoint(tmp_path / "mae.pth", tmp_path / "ours.safetensors", heads=3)
+    report = import_checkpoint(tmp_path / "mae.pth", tmp_path / "ours.safetensors", ImportOptions(heads=3))
     assert report.encoder_only
     assert any("fc_norm" in note for note in report.notes)
     same_encoder(original.encoder, tmp_path / "ours.safetensors")

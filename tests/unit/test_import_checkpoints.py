@@ -11,14 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from mimkit.backbones import create_encoder
 from mimkit.convert import export_timm
-from mimkit.convert.importing import beit, swin
-from mimkit.convert.importing import vit as plain
-from mimkit.convert.importing.hints import Facts, facts_of
+from mimkit.convert.importing import beit, swin, vit
+from mimkit.convert.importing.hints import Hints, hints_of
 from mimkit.convert.importing.importer import import_checkpoint
-from mimkit.convert.importing.read_file import Checkpoint
+from mimkit.convert.importing.read_file import CheckpointFile
 from mimkit.convert.importing.recognize import LICENCES, SIGNATURES, Format, recognize
-from mimkit.convert.rename import Options
 from mimkit.grids import resize_positions, sincos_positions
+from mimkit.settings import ImportOptions
 from mimkit.sources import load_encoder, load_method
 
 SIZE = (64, 64)
@@ -30,14 +29,14 @@ def shapes(name: str, **options):
         return timm.create_model(name, num_classes=0, **options).state_dict()
 
 
-@pytest.mark.parametrize("name", list(plain.NAMES))
+@pytest.mark.parametrize("name", list(vit.NAMES))
 def test_published_vits_have_plain_names(name):
-    assert plain.describe_vit(shapes(name), Facts(), Options()) == (name, (224, 224))
+    assert vit.describe_vit(shapes(name), Hints(), ImportOptions()) == (name, (224, 224))
 
 
 @pytest.mark.parametrize("name", list(swin.NAMES))
 def test_published_swins_have_plain_names(name):
-    assert swin.describe_swin(shapes(name), Facts(), Options()) == (name, (224, 224))
+    assert swin.describe_swin(shapes(name), Hints(), ImportOptions()) == (name, (224, 224))
 
 
 @pytest.mark.parametrize(
@@ -51,12 +50,12 @@ def test_published_swins_have_plain_names(name):
 )
 def test_image_size_of_swin_shows_in_its_last_window(name, size, window, expected):
     state = shapes(name, img_size=size, window_size=window)
-    assert swin.describe_swin(state, Facts(), Options()) == (expected, (size, size))
+    assert swin.describe_swin(state, Hints(), ImportOptions()) == (expected, (size, size))
 
 
 def test_published_beit():
     state = shapes("beit_base_patch16_224", use_rel_pos_bias=False, use_shared_rel_pos_bias=True)
-    name, size = beit.describe_beit(state, Facts(), Options())
+    name, size = beit.describe_beit(state, Hints(), ImportOptions())
     assert name.startswith("beit_base_patch16_224(use_abs_pos_emb=False,use_rel_pos_bias=False,use_shared")
     assert size == (224, 224)
     assert len(state["rel_pos_bias.relative_position_bias_table"]) == 732
@@ -64,17 +63,17 @@ def test_published_beit():
 
 def test_other_vits_are_named_by_their_differences():
     state = shapes("vit_base_patch16_224", img_size=(96, 64), patch_size=8, embed_dim=128, depth=4, num_heads=4)
-    name, size = plain.describe_vit(state, Facts(heads=4, image_size=(96, 64)), Options())
+    name, size = vit.describe_vit(state, Hints(heads=4, image_size=(96, 64)), ImportOptions())
     assert name == "vit_base_patch16_224(embed_dim=128,depth=4,num_heads=4,patch_size=8)"
     assert size == (96, 64)
     with pytest.raises(ValueError, match="97 rows, which with 1 prefix tokens make no square grid"):
-        plain.describe_vit(state, Facts(), Options())
+        vit.describe_vit(state, Hints(), ImportOptions())
 
 
 def test_heads_that_nothing_shows():
     state = shapes("vit_base_patch16_224", embed_dim=48, num_heads=3, depth=1)
     with pytest.raises(ValueError, match="--heads: weights do not show how many heads a width of 48"):
-        plain.describe_vit(state, Facts(), Options())
+        vit.describe_vit(state, Hints(), ImportOptions())
 
 
 @pytest.mark.parametrize("format", Format)
@@ -89,25 +88,25 @@ def test_unknown_names():
         recognize(["conv1.weight", "fc.bias"])
 
 
-def test_facts_of_huggingface():
+def test_hints_of_huggingface():
     config = {"model_type": "vit_mae", "num_attention_heads": 12, "layer_norm_eps": 1e-12, "image_size": 224}
-    facts = facts_of(Checkpoint({}, config=config | {"mask_ratio": 0.75}))
-    assert (facts.heads, facts.image_size, facts.mask_ratio, facts.normalized) == (12, (224, 224), 0.75, False)
-    assert facts.norm_eps == 1e-12
+    hints = hints_of(CheckpointFile({}, config=config | {"mask_ratio": 0.75}))
+    assert (hints.heads, hints.image_size, hints.mask_ratio, hints.normalized) == (12, (224, 224), 0.75, False)
+    assert hints.norm_eps == 1e-12
     for kind, published in (("vit_mae", 1e-6), ("vit", 1e-6), ("swin", 1e-5)):
-        assert facts_of(Checkpoint({}, config={"model_type": kind, "layer_norm_eps": published})).norm_eps is None
+        assert hints_of(CheckpointFile({}, config={"model_type": kind, "layer_norm_eps": published})).norm_eps is None
     with pytest.raises(ValueError, match="of a 'dinov2'"):
-        facts_of(Checkpoint({}, config={"model_type": "dinov2"}))
+        hints_of(CheckpointFile({}, config={"model_type": "dinov2"}))
     with pytest.raises(ValueError, match="hidden_act 'relu'"):
-        facts_of(Checkpoint({}, config=config | {"hidden_act": "relu"}))
+        hints_of(CheckpointFile({}, config=config | {"hidden_act": "relu"}))
 
 
-def test_facts_of_arguments():
-    facts = facts_of(Checkpoint({}, args={"mask_ratio": 0.6, "norm_pix_loss": False, "input_size": 448}))
-    assert (facts.mask_ratio, facts.normalized, facts.image_size) == (0.6, False, (448, 448))
-    assert facts_of(Checkpoint({}, args={"mask_ratio": None, "input_size": "large"})) == Facts()
-    facts = facts_of(Checkpoint({}, args={"DATA": {"IMG_SIZE": 192, "MASK_RATIO": 0.6}}))
-    assert (facts.image_size, facts.mask_ratio) == ((192, 192), 0.6)
+def test_hints_of_arguments():
+    hints = hints_of(CheckpointFile({}, args={"mask_ratio": 0.6, "norm_pix_loss": False, "input_size": 448}))
+    assert (hints.mask_ratio, hints.normalized, hints.image_size) == (0.6, False, (448, 448))
+    assert hints_of(CheckpointFile({}, args={"mask_ratio": None, "input_size": "large"})) == Hints()
+    hints = hints_of(CheckpointFile({}, args={"DATA": {"IMG_SIZE": 192, "MASK_RATIO": 0.6}}))
+    assert (hints.image_size, hints.mask_ratio) == ((192, 192), 0.6)
 
 
 @pytest.fixture
@@ -135,12 +134,12 @@ def test_strict_names_what_does_not_fit(mae, tmp_path):
     more = {f"extra.{i}": torch.zeros(1) for i in range(7)}
     path = mae(without="blocks.1.mlp", more=more)
     with pytest.raises(ValueError, match="taken for MAE with its decoder") as refused:
-        import_checkpoint(path, tmp_path / "out.safetensors", **HEADS)
+        import_checkpoint(path, tmp_path / "out.safetensors", ImportOptions(**HEADS))
     assert "4 weights are missing (encoder.vit.blocks.1.mlp.fc1.bias, " in str(refused.value)
     assert "7 weights are left over (extra.0, extra.1, extra.2, extra.3, extra.4 ...)" in str(refused.value)
     assert not (tmp_path / "out.safetensors").exists()
 
-    report = import_checkpoint(path, tmp_path / "out.safetensors", strict=False, **HEADS)
+    report = import_checkpoint(path, tmp_path / "out.safetensors", ImportOptions(strict=False, **HEADS))
     assert len(report.missing) == 4
     assert report.left_over == tuple(more)
     assert not report.encoder_only
@@ -150,7 +149,7 @@ def test_strict_names_what_does_not_fit(mae, tmp_path):
 
 def test_an_incomplete_decoder_is_left_out(mae, tmp_path):
     path = mae(without="decoder_norm")
-    report = import_checkpoint(path, tmp_path / "out.safetensors", strict=False, **HEADS)
+    report = import_checkpoint(path, tmp_path / "out.safetensors", ImportOptions(strict=False, **HEADS))
     assert report.encoder_only
     load_encoder(tmp_path / "out.safetensors")
     with pytest.raises(ValueError, match="encoder only"):
@@ -159,14 +158,14 @@ def test_an_incomplete_decoder_is_left_out(mae, tmp_path):
 
 def test_a_file_that_lacks_what_shows_its_shape(mae, tmp_path):
     with pytest.raises(ValueError, match=r"taken for MAE with its decoder, lacks blocks\.0\.mlp\.fc1\.weight"):
-        import_checkpoint(mae(without="blocks.0.mlp"), tmp_path / "out.safetensors", **HEADS)
+        import_checkpoint(mae(without="blocks.0.mlp"), tmp_path / "out.safetensors", ImportOptions(**HEADS))
 
 
 def test_other_shapes(mae, tmp_path):
     path = mae(more={"norm.weight": torch.ones(47)})
     with pytest.raises(ValueError, match=r"encoder\.vit\.norm\.weight \(47,\), not \(48,\)"):
-        import_checkpoint(path, tmp_path / "out.safetensors", **HEADS)
-    report = import_checkpoint(path, tmp_path / "out.safetensors", strict=False, **HEADS)
+        import_checkpoint(path, tmp_path / "out.safetensors", ImportOptions(**HEADS))
+    report = import_checkpoint(path, tmp_path / "out.safetensors", ImportOptions(strict=False, **HEADS))
     assert report.missing == report.left_over == ("encoder.vit.norm.weight",)
 
 
@@ -180,22 +179,26 @@ def test_positions_that_no_decoder_of_ours_can_have(mae, tmp_path):
     ):
         path = mae(more=more)
         with pytest.raises(ValueError, match=f"MAE with its decoder: the decoder.*{reason}"):
-            import_checkpoint(path, tmp_path / "out.safetensors", **HEADS)
-        report = import_checkpoint(path, tmp_path / "out.safetensors", strict=False, **HEADS)
+            import_checkpoint(path, tmp_path / "out.safetensors", ImportOptions(**HEADS))
+        report = import_checkpoint(path, tmp_path / "out.safetensors", ImportOptions(strict=False, **HEADS))
         assert report.encoder_only
         assert report.missing == report.left_over == ("decoders.0.positions",)
     table[:, 1] = table[:, 0]
-    import_checkpoint(mae(more=registers | {"decoder_pos_embed": table}), tmp_path / "out.safetensors", **HEADS)
+    import_checkpoint(
+        mae(more=registers | {"decoder_pos_embed": table}), tmp_path / "out.safetensors", ImportOptions(**HEADS)
+    )
 
 
 def test_a_decoder_without_positions_has_the_usual_ones(mae, tmp_path):
-    import_checkpoint(mae(without="decoder_pos_embed"), tmp_path / "out.safetensors", **HEADS)
+    import_checkpoint(mae(without="decoder_pos_embed"), tmp_path / "out.safetensors", ImportOptions(**HEADS))
     (decoder,) = load_method(tmp_path / "out.safetensors").decoders
     assert torch.equal(decoder.positions, sincos_positions((4, 4), 32)[None])
 
 
 def test_settings_and_origin_are_written(mae, tmp_path):
-    report = import_checkpoint(mae(), tmp_path / "out.safetensors", recipe="pixmim", target="raw-pixels", **HEADS)
+    report = import_checkpoint(
+        mae(), tmp_path / "out.safetensors", ImportOptions(recipe="pixmim", target="raw-pixels", **HEADS)
+    )
     with safe_open(tmp_path / "out.safetensors", framework="pt") as file:
         metadata = file.metadata()
     request = json.loads(metadata["mimkit.request"])
@@ -212,7 +215,7 @@ def test_another_image_size(mae, tmp_path, sincos):
     """Fixed positions are made afresh, learned ones resized."""
     path = mae(sincos=sincos)
     before = torch.load(path, weights_only=True)["model"]["pos_embed"]
-    import_checkpoint(path, tmp_path / "out.safetensors", image_size=(96, 64), **HEADS)
+    import_checkpoint(path, tmp_path / "out.safetensors", ImportOptions(image_size=(96, 64), **HEADS))
     method = load_method(tmp_path / "out.safetensors")
     torch.testing.assert_close(method.decoders[0].positions, sincos_positions((6, 4), 32)[None], rtol=0, atol=1e-6)
     after = method.encoder.vit.pos_embed
@@ -229,7 +232,7 @@ def test_long_sequences(tmp_path):
     state = {name.replace("decoders.0.mask", "mask").replace("0.head", "0.pred"): v for name, v in state.items()}
     state = {name.replace("0.positions", "0.pos_embed"): v for name, v in state.items()}
     torch.save({"model": {name.replace("decoders.0.", "decoder_"): v for name, v in state.items()}}, tmp_path / "l.pth")
-    report = import_checkpoint(tmp_path / "l.pth", tmp_path / "out.safetensors", heads=3)
+    report = import_checkpoint(tmp_path / "l.pth", tmp_path / "out.safetensors", ImportOptions(heads=3))
     assert (report.recipe, report.image_size) == ("lsmae", (448, 448))
     assert load_method(tmp_path / "out.safetensors").mask.cell == 32
 
@@ -238,7 +241,7 @@ def test_learned_positions_are_resized_when_images_are_larger(tmp_path):
     """The name says that they are no sine-cosine ones; what is exported for timm does without that."""
     vit = build.timm_vit("vit_tiny_patch16_224", size=SIZE)
     torch.save(vit.state_dict(), tmp_path / "timm.pth")
-    report = import_checkpoint(tmp_path / "timm.pth", tmp_path / "out.safetensors", heads=3)
+    report = import_checkpoint(tmp_path / "timm.pth", tmp_path / "out.safetensors", ImportOptions(heads=3))
     assert report.backbone.endswith(",num_heads=3,sincos=False)")
     encoder = load_encoder(tmp_path / "out.safetensors").encoder
     assert not encoder.sincos
@@ -257,7 +260,7 @@ def test_a_name_says_that_positions_are_learned():
 def test_an_encoder_outlives_its_recipe(mae, tmp_path):
     """Of an encoder's file only the encoder must be what it was."""
     path = tmp_path / "out.safetensors"
-    import_checkpoint(mae(without="decoder"), path, **HEADS)
+    import_checkpoint(mae(without="decoder"), path, ImportOptions(**HEADS))
     for name, refused in (("decoder", False), ("encoder", True)):
         with safe_open(path, framework="pt") as file:
             request = json.loads(file.metadata()["mimkit.request"])
@@ -280,17 +283,17 @@ def test_half_precision_is_widened(mae, tmp_path):
     path = mae()
     content = torch.load(path, weights_only=True)
     torch.save({"model": {name: value.half() for name, value in content["model"].items()}}, path)
-    import_checkpoint(path, tmp_path / "out.safetensors", **HEADS)
+    import_checkpoint(path, tmp_path / "out.safetensors", ImportOptions(**HEADS))
     assert {value.dtype for value in load_method(tmp_path / "out.safetensors").state_dict().values()} == {torch.float32}
 
 
 def test_wrong_requests(mae, tmp_path):
     path, out = mae(), tmp_path / "out.safetensors"
     with pytest.raises(ValueError, match="--window is for Swin"):
-        import_checkpoint(path, out, window=7, **HEADS)
+        import_checkpoint(path, out, ImportOptions(window=7, **HEADS))
     with pytest.raises(ValueError, match="--mean and --std go together"):
-        import_checkpoint(path, out, mean=(0.5, 0.5, 0.5), **HEADS)
+        import_checkpoint(path, out, ImportOptions(mean=(0.5, 0.5, 0.5), **HEADS))
     with pytest.raises(ValueError, match="recipe 'mea' is unknown"):
-        import_checkpoint(path, out, recipe="mea", **HEADS)
+        import_checkpoint(path, out, ImportOptions(recipe="mea", **HEADS))
     with pytest.raises(ValueError, match="--decoder-heads"):
-        import_checkpoint(mae(more={"decoder_embed.weight": torch.zeros(20, 48)}), out, heads=3)
+        import_checkpoint(mae(more={"decoder_embed.weight": torch.zeros(20, 48)}), out, ImportOptions(heads=3))

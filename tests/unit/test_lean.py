@@ -78,7 +78,7 @@ def test_asked_tokens_are_those_of_the_whole(bias, fused):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.block(x).gather(1, asked[:, :, None].expand(-1, -1, 32))
 
-    expected, found = gradients(Whole(), tokens), gradients(LeanBlock(plain), tokens, asked=asked)
+    expected, found = gradients(Whole(), tokens), gradients(LeanBlock(plain), tokens, query_ids=asked)
     for one, other in zip(expected, found, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
 

@@ -56,7 +56,7 @@ def hidden(made: Method) -> Tensor:
 @pytest.mark.parametrize("target", [Pixels(), Pixels(normalized=False), LowFreqPixels()], ids=str)
 def test_what_was_visible_stays_and_what_was_hidden_is_grey(target, channels):
     made = method(target, channels)
-    rows = pictures.reconstruct(made, photos(channels), KEYS)
+    rows = pictures.reconstruct_batch(made, photos(channels), KEYS)
     assert rows.shape == (3, len(pictures.columns(made)), channels, *SIZE)
     assert 0 <= rows.min() <= rows.max() <= 1
     original, visible, reconstruction, both = rows.unbind(dim=1)[:4]
@@ -73,7 +73,7 @@ def test_what_was_visible_stays_and_what_was_hidden_is_grey(target, channels):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("normalized", [True, False])
 def test_a_perfect_prediction_gives_the_image_back(normalized, channels):
-    original, _, reconstruction, both = pictures.reconstruct(
+    original, _, reconstruction, both = pictures.reconstruct_batch(
         perfect(Pixels(normalized=normalized), channels), photos(channels), KEYS
     ).unbind(dim=1)
     torch.testing.assert_close(reconstruction, original, rtol=0, atol=1e-5)
@@ -83,7 +83,7 @@ def test_a_perfect_prediction_gives_the_image_back(normalized, channels):
 @pytest.mark.parametrize("kind", ["centred", "mmselfsup"])
 def test_a_perfect_prediction_of_low_frequencies_gives_their_image(kind):
     made = perfect(LowFreqPixels(filter=kind))
-    rows = pictures.reconstruct(made, photos(), KEYS)
+    rows = pictures.reconstruct_batch(made, photos(), KEYS)
     named = dict(zip(pictures.columns(made), rows.unbind(dim=1), strict=True))
     torch.testing.assert_close(named["reconstruction"], named["low-pass target"], rtol=0, atol=1e-5)
     assert (named["low-pass target"][0] - named["original"][0]).abs().mean() > 0.05  # noise has lost its detail
@@ -107,14 +107,14 @@ def test_the_cells_true_statistics_are_restored():
 
 def test_what_has_no_picture():
     made = method(Hog())
-    assert pictures.reconstruct(made, photos(), KEYS) is None
+    assert pictures.reconstruct_batch(made, photos(), KEYS) is None
 
 
 def test_the_same_keys_give_the_same_pictures():
     made = method(Pixels())
-    first, again = (pictures.reconstruct(made, photos(), KEYS) for _ in range(2))
+    first, again = (pictures.reconstruct_batch(made, photos(), KEYS) for _ in range(2))
     assert torch.equal(first, again)
-    assert not torch.equal(first, pictures.reconstruct(made, photos(), KEYS + 10))
+    assert not torch.equal(first, pictures.reconstruct_batch(made, photos(), KEYS + 10))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

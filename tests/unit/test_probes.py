@@ -27,7 +27,7 @@ def sets(apart: float, train: int = 200, test: int = 150) -> tuple[Tensor, Tenso
     return (*labelled(train, apart, seed=1), *labelled(test, apart, seed=2))
 
 
-def explicit_knn(train, train_labels, test, test_labels, neighbours: int, heat: float) -> float:
+def explicit_knn(train, train_labels, test, test_labels, k: int, temperature: float) -> float:
     right = 0
     for feature, label in zip(test.tolist(), test_labels.tolist(), strict=True):
         cosines = []
@@ -35,18 +35,20 @@ def explicit_knn(train, train_labels, test, test_labels, neighbours: int, heat: 
             dot = sum(a * b for a, b in zip(feature, other, strict=True))
             cosines.append((dot / math.hypot(*feature) / math.hypot(*other), other_label))
         votes = [0.0] * CLASSES
-        for cosine, other_label in sorted(cosines, reverse=True)[:neighbours]:
-            votes[other_label] += math.exp(cosine / heat)
+        for cosine, other_label in sorted(cosines, reverse=True)[:k]:
+            votes[other_label] += math.exp(cosine / temperature)
         right += votes.index(max(votes)) == label
     return 100 * right / len(test)
 
 
 @pytest.mark.parametrize("apart", [0.0, 1.5])
-@pytest.mark.parametrize(("neighbours", "heat"), [(20, 0.07), (1, 0.07), (7, 1.0), (1000, 0.2)])
-def test_knn_is_the_vote_written_out(apart, neighbours, heat):
+@pytest.mark.parametrize(("k", "temperature"), [(20, 0.07), (1, 0.07), (7, 1.0), (1000, 0.2)])
+def test_knn_is_the_vote_written_out(apart, k, temperature, monkeypatch):
+    monkeypatch.setattr(probes, "K", k)
+    monkeypatch.setattr(probes, "TEMPERATURE", temperature)
     data = sets(apart, train=80, test=60)
-    score = probes.knn(*data, neighbours=neighbours, heat=heat)
-    assert score.accuracy == pytest.approx(explicit_knn(*data, neighbours, heat), abs=1e-9)
+    score = probes.knn(*data)
+    assert score.accuracy == pytest.approx(explicit_knn(*data, k, temperature), abs=1e-9)
     assert (score.train_images, score.test_images, score.classes, score.chance) == (80, 60, 4, 25)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mimkit.backbones.init import init_like_mae
 from mimkit.backbones.latent import Encoder, Latent, Level
-from mimkit.grids import Grid, grid_for, patchify, positions_for, sincos_positions, take, unpatchify
+from mimkit.grids import Grid, grid_for, patchify, positions_for, put, sincos_positions, take, unpatchify
 from mimkit.masks import Mask
 
 CELL = 16
@@ -168,11 +168,8 @@ class ConvBlock(nn.Module):
 
     def convolve(self, cells: Tensor, grid: Grid, ids: Tensor | None) -> Tensor:
         """The depth-wise convolution of the image in which the cells lie, and hidden ones are zero."""
-        flat = cells.flatten(2)
-        if ids is not None:
-            nothing = flat.new_zeros(1, 1, 1).expand(len(flat), grid[0] * grid[1], flat.shape[2])
-            flat = nothing.scatter(1, ids[:, :, None].expand_as(flat), flat)
-        image = self.attn(unpatchify(flat.unflatten(1, grid), cells.shape[4]))
+        everywhere = put(cells.flatten(2), ids, grid).unflatten(1, grid)
+        image = self.attn(unpatchify(everywhere, cells.shape[4]))
         return take(patchify(image, grid).flatten(1, 2), ids).view_as(cells)
 
 

@@ -42,6 +42,11 @@ class Level:
     cell: int
 
 
+def count_parameters(module: nn.Module, *, trainable_only: bool = False) -> int:
+    """How many numbers a module's parameters consist of, or those of them that are trained."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable_only)
+
+
 class Encoder(nn.Module, ABC):
     """Images and a mask in, one latent per tap out. Called with `mask=None` it sees the whole image.
 

@@ -3,7 +3,7 @@
 Of a block, only the residual stream and what matrix products gave are kept; norms, GELU and the cast of weights under
 autocast are computed again, which costs little. No matrix product is done twice, and results are the same bit for bit.
 
-Shapes: B batch, N tokens, Q tokens asked for, D width, d width of a head.
+Shapes: B batch, N tokens, Q queried tokens, D width, d width of a head.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,8 @@ from timm.layers import Attention, Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from mimkit.grids import take
 
 
 class LeanBlock(nn.Module):
@@ -36,24 +38,24 @@ class LeanBlock(nn.Module):
         for name, child in block.named_children():
             self.add_module(name, child)
 
-    def forward(self, x: Tensor, asked: Tensor | None = None) -> Tensor:
-        """Tokens [B, N, D] to [B, N, D], or to those [B, Q, D] at the positions asked for, int64 [B, Q]."""
+    def forward(self, x: Tensor, query_ids: Tensor | None = None) -> Tensor:
+        """Tokens [B, N, D] to [B, N, D], or to those [B, Q, D] at the positions `query_ids`, int64 [B, Q]."""
         attention: Any = self.attn
         mlp: Any = self.mlp
-        if asked is None:
-            query, key, value = again(lambda x: attention.qkv(self.norm1(x)), x).chunk(3, dim=2)
+        if query_ids is None:
+            query, key, value = recompute_linear(lambda x: attention.qkv(self.norm1(x)), x).chunk(3, dim=2)
         else:
-            weights, biases = halves(attention.qkv)
-            key, value = again(lambda x: F.linear(self.norm1(x), weights[1], biases[1]), x).chunk(2, dim=2)
-            x = x.gather(1, asked[:, :, None].expand(-1, -1, x.shape[2]))
-            query = again(lambda x: F.linear(self.norm1(x), weights[0], biases[0]), x)
+            weights, biases = split_qkv(attention.qkv)
+            key, value = recompute_linear(lambda x: F.linear(self.norm1(x), weights[1], biases[1]), x).chunk(2, dim=2)
+            x = take(x, query_ids)
+            query = recompute_linear(lambda x: F.linear(self.norm1(x), weights[0], biases[0]), x)
         attended = attention.proj(attend(query, key, value, attention))
         x = x + self.drop_path1(self.ls1(attended))
-        hidden = again(lambda x: mlp.fc1(self.norm2(x)), x)
-        return x + self.drop_path2(self.ls2(again(lambda hidden: mlp.fc2(mlp.act(hidden)), hidden)))
+        hidden = recompute_linear(lambda x: mlp.fc1(self.norm2(x)), x)
+        return x + self.drop_path2(self.ls2(recompute_linear(lambda hidden: mlp.fc2(mlp.act(hidden)), hidden)))
 
 
-def halves(layer: nn.Linear) -> tuple[tuple[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]:
+def split_qkv(layer: nn.Linear) -> tuple[tuple[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]:
     """Weights and biases of the queries, and of keys and values together."""
     width = layer.out_features // 3
     bias = layer.bias
@@ -73,7 +75,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: Attention) -> T
     return found.transpose(1, 2).flatten(2)
 
 
-def again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def recompute_linear(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The function's value; its backward computes what it needs from x again, up to the last matrix product."""
     if not torch.is_grad_enabled():
         return function(x)

@@ -56,52 +56,78 @@ def create_encoder(
     Raises:
         ValueError: the name is unknown, or the backbone has no encoder of that kind or cannot take that size.
     """
-    base, own = parse_brackets(name)
+    base, own = parse_name(name)
     sincos = own.pop("sincos", sincos)
     options |= own
     if base in CONVMAE:
-        for asked, what in (
-            (kind == "dense", "dense form"),
-            (pretrained, "weights in timm"),
-            (isolated, "isolated form"),
-        ):
-            if asked:
+        unsupported = {
+            "dense form": kind == "dense",
+            "weights in timm": pretrained,
+            "isolated form": isolated,
+            "mask token for masks that replace tokens": mask_token,
+        }
+        for what, requested in unsupported.items():
+            if requested:
                 raise ValueError(f"{base} has no {what}")
-        if mask_token:
-            raise ValueError(f"{base} has no mask token for masks that replace tokens")
-        try:
-            encoder = ConvMAE(name=name, image_size=image_size, channels=channels, **(CONVMAE[base] | options))
-        except TypeError as error:
-            raise ValueError(f"{name}: {error}") from error
+        encoder = create_convmae(name, CONVMAE[base] | options, image_size=image_size, channels=channels)
         set_norm_eps(encoder, norm_eps, name)
         return encoder
     model = timm_model(base, options, image_size=image_size, channels=channels, pretrained=pretrained)
     set_norm_eps(model, norm_eps, name)
-    if kind == "dense":
-        obstacle = "a dense encoder was asked for"
-    elif isinstance(model, SwinTransformer):
-        obstacle = "its visible form has no mask token" if mask_token else ""
-        try:
-            if not obstacle:
-                return VisibleSwin(model, name=name, image_size=image_size, isolated=isolated)
-        except ValueError as error:
-            obstacle = str(error)
-    else:
-        obstacle = why_no_visible_vit(model)
-        if not obstacle:
-            if not pretrained:
-                init_like_mae(model)
-                if sincos:
-                    with_sincos(model, image_size)
-            fixed = sincos and not pretrained
-            extras = {"isolated": isolated, "mask_token": mask_token}
-            return VisibleViT(model, name=name, image_size=image_size, sincos=fixed, **extras)
+    obstacle = "a dense encoder was asked for"
+    if kind != "dense":
+        forms = {"sincos": sincos, "isolated": isolated, "mask_token": mask_token}
+        visible = create_visible(model, name, image_size=image_size, pretrained=pretrained, **forms)
+        if isinstance(visible, Encoder):
+            return visible
+        obstacle = visible
     if kind == "visible":
         raise ValueError(f"{base} cannot be encoded from visible tokens only: {obstacle}; use --encoder dense")
     if isolated:
         raise ValueError(f"taps can be isolated in encoders of visible tokens only, but for {base}: {obstacle}")
     why = "" if kind == "dense" else obstacle
     return DenseEncoder(model, name=name, image_size=image_size, channels=channels, why=why)
+
+
+def create_convmae(name: str, options: dict[str, Any], *, image_size: tuple[int, int], channels: int) -> ConvMAE:
+    """ConvMAE with these options.
+
+    Raises:
+        ValueError: it has no such option, or cannot have it.
+    """
+    try:
+        return ConvMAE(name=name, image_size=image_size, channels=channels, **options)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def create_visible(
+    model: Any,
+    name: str,
+    *,
+    image_size: tuple[int, int],
+    pretrained: bool,
+    sincos: bool,
+    isolated: bool,
+    mask_token: bool,
+) -> Encoder | str:
+    """The encoder that computes timm's model on visible tokens only, or why there is none."""
+    if isinstance(model, SwinTransformer):
+        if mask_token:
+            return "its visible form has no mask token"
+        try:
+            return VisibleSwin(model, name=name, image_size=image_size, isolated=isolated)
+        except ValueError as error:
+            return str(error)
+    obstacle = why_no_visible_vit(model)
+    if obstacle:
+        return obstacle
+    if not pretrained:
+        init_like_mae(model)
+        if sincos:
+            with_sincos(model, image_size)
+    fixed = sincos and not pretrained
+    return VisibleViT(model, name=name, image_size=image_size, sincos=fixed, isolated=isolated, mask_token=mask_token)
 
 
 def set_norm_eps(model: nn.Module, eps: float | None, name: str) -> None:
@@ -160,17 +186,9 @@ def timm_model(
 
 
 def parse_name(text: str) -> tuple[str, dict[str, Any]]:
-    """ "name(key=value, ...)" as name and keyword arguments of timm's model; brackets may be left out.
+    """ "name(key=value, ...)" as name and keyword arguments; brackets may be left out.
 
-    Raises:
-        ValueError: it is written in another way.
-    """
-    name, values = parse_brackets(text)
-    return name, {key: value for key, value in values.items() if key != "sincos"}
-
-
-def parse_brackets(text: str) -> tuple[str, dict[str, Any]]:
-    """The same with arguments that are ours, not timm's.
+    All arguments are timm's, but for `sincos`, which is `create_encoder`'s.
 
     Raises:
         ValueError: it is written in another way.

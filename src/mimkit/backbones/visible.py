@@ -11,7 +11,15 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mimkit.backbones.latent import Encoder, Latent, Level
-from mimkit.grids import Grid, grid_for, positions_for, resize_positions, sincos_positions, take
+from mimkit.grids import (
+    Grid,
+    grid_for,
+    patchify_channels_first,
+    positions_for,
+    resize_positions,
+    sincos_positions,
+    take,
+)
 from mimkit.masks import Mask
 
 
@@ -87,10 +95,8 @@ class VisibleViT(Encoder):
         Raises:
             ValueError: the mask replaces tokens, and there is no mask token.
         """
-        h, w = grid
-        patches = images.unflatten(3, (w, -1)).unflatten(2, (h, -1)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         stem = self.vit.patch_embed
-        patches = take(patches, ids)
+        patches = take(patchify_channels_first(images, grid), ids)
         replaced = None if mask is None else mask.replaced_on(grid)
         if replaced is None or ids is None:
             return stem.norm(F.linear(patches, stem.proj.weight.flatten(1), stem.proj.bias))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mimkit.backbones.latent import Encoder, Latent, Level
 from mimkit.backbones.window_groups import WindowGroups, group_windows
-from mimkit.grids import Grid, grid_for, take
+from mimkit.grids import Grid, grid_for, patchify_channels_first, take
 from mimkit.masks import Mask
 
 
@@ -128,10 +128,9 @@ class VisibleSwin(Encoder):
 
     def embed(self, images: Tensor, ids: Tensor) -> Tensor:
         """The patch embedding's convolution as the matrix product it is, [B, K, D]; hidden pixels are not even read."""
-        h, w = self.grids[0]
-        patches = images.unflatten(3, (w, -1)).unflatten(2, (h, -1)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         stem = self.swin.patch_embed
-        return stem.norm(F.linear(take(patches, ids), stem.proj.weight.flatten(1), stem.proj.bias))
+        patches = take(patchify_channels_first(images, self.grids[0]), ids)
+        return stem.norm(F.linear(patches, stem.proj.weight.flatten(1), stem.proj.bias))
 
     def timm_weights(self) -> dict[str, Tensor]:
         return self.swin.state_dict()

@@ -9,20 +9,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mimkit.backbones import count_parameters
 from mimkit.bench.peers import PEERS, peer, refuse_unequal
 from mimkit.compose import compose
 from mimkit.efficiency import tune
 from mimkit.recipes import build
 from mimkit.settings import Settings
 from mimkit.training.blocks import prepare_blocks, require_compiler
-from mimkit.training.hardware import git_commit, lines_of, resident
+from mimkit.training.hardware import device_name, git_commit, resident
 from mimkit.training.optim import adamw
 from mimkit.training.precision import Precision, autocast, for_training
 
@@ -73,8 +73,8 @@ class Case:
     @property
     def name(self) -> str:
         backbone = f" {self.settings.backbone}" if self.settings.backbone else ""
-        again = " recompute" if self.recompute else ""
-        return f"{self.recipe}{backbone} {self.precision} {self.mode}{again}"
+        recompute = " recompute" if self.recompute else ""
+        return f"{self.recipe}{backbone} {self.precision} {self.mode}{recompute}"
 
 
 def bench_step(
@@ -126,20 +126,8 @@ def bench_step(
             require_compiler(device, f"--mode {mode}")
     cases: list[Case] = []
     for precision in precisions:
-        own = [
-            Case(
-                recipe=recipe,
-                settings=replace(settings, backbone=backbone) if backbone else settings,
-                batch_size=batch_size,
-                precision=precision,
-                mode=mode,
-                device=str(device),
-                recompute=again,
-            )
-            for recipe, backbone, mode, again in product(recipes, backbones, modes, (False, True)[: 1 + recompute])
-        ]
-        cases += own
-        cases += [replace(own[0], recipe=name, mode="eager", recompute=False) for name in PEERS] if peers else []
+        common = {"batch_size": batch_size, "precision": precision, "device": str(device)}
+        cases += cases_of(recipes, settings, backbones, modes, recompute=recompute, peers=peers, **common)
 
     rows, seconds, ceilings = measure(cases, rounds, clock, equal=peers)
     memory = {case.name: peak_memory(case) for case in cases}  # the models are gone: children share the machine's
@@ -162,13 +150,37 @@ def bench_step(
         "rounds": rounds,
         "clock": clock,
         "device": str(device),
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "processor": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "commit": git_commit(),
         "ceiling_tflops": ceilings,
         "cases": rows,
     }
+
+
+def cases_of(
+    recipes: Sequence[str],
+    settings: Settings,
+    backbones: Sequence[str | None],
+    modes: Sequence[Mode],
+    *,
+    recompute: bool,
+    peers: bool,
+    **common: Any,
+) -> list[Case]:
+    """The cases of one precision, recipes first and peers last, with the other fields of `Case` in common."""
+    own = [
+        Case(
+            recipe=recipe,
+            settings=replace(settings, backbone=backbone) if backbone else settings,
+            mode=mode,
+            recompute=recomputed,
+            **common,
+        )
+        for recipe, backbone, mode, recomputed in product(recipes, backbones, modes, (False, True)[: 1 + recompute])
+    ]
+    return own + [replace(own[0], recipe=name, mode="eager", recompute=False) for name in PEERS if peers]
 
 
 def measure(
@@ -240,7 +252,7 @@ def prepare(case: Case, *, count: bool = True) -> tuple[Callable[[], None], dict
         facts["backbone"] = model.encoder.name
         facts["encoder"] = "dense" if model.encoder.complete else "visible"
     facts["image_size"] = list(composed.image_size)
-    facts["parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    facts["parameters"] = count_parameters(model, trainable_only=True)
     for_training(model, device, case.precision)
     images = torch.randn(case.batch_size, composed.channels, *composed.image_size, device=device)
 
@@ -316,8 +328,3 @@ def _peak_memory(case: Case) -> float:
     if torch.device(case.device).type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resident("VmHWM") - before
-
-
-def processor() -> str:
-    """The processor's name where Linux tells it."""
-    return next((line.partition(":")[2].strip() for line in lines_of(Path("/proc/cpuinfo"), "model name")), "unknown")

@@ -8,23 +8,14 @@ import tyro
 from tyro.conf import Positional
 
 from mimkit.files import refuse_unwritable
-from mimkit.settings import as_size
+from mimkit.settings import ImportOptions, as_size
 
 
 def import_(
     file: Positional[Path],
+    options: Annotated[ImportOptions, tyro.conf.arg(name="")],
     *,
     out: Path,
-    recipe: str | None = None,
-    image_size: tuple[int, ...] | None = None,
-    window: int | None = None,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
-    target: str | None = None,
-    patch_merge_order: Literal["published", "column"] = "published",
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    strict: bool = True,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> int:
     """A published checkpoint as a file that every command takes: MAE, SimMIM, LocalMIM, GreenMIM, ConvMAE, BEiT,
@@ -32,17 +23,8 @@ def import_(
 
     Args:
         file: .pth, .pt, .bin or .safetensors, or a Hugging Face folder.
+        options: what to take it for.
         out: safetensors file to write.
-        recipe: the method, where the weights do not show it.
-        image_size: side, or height and width, to resize tables of positions to.
-        window: of Swin, to resize tables of relative positions to.
-        heads: of attention, where neither the checkpoint nor the published models tell.
-        decoder_heads: the same for the decoder.
-        target: what was reconstructed, where the checkpoint does not say it.
-        patch_merge_order: column reorders the patch merging of LocalMIM's Swin to timm's.
-        mean: of each channel, that images are normalised with; default: the checkpoint's, or ImageNet's.
-        std: the same for the deviation.
-        strict: refuse a checkpoint with weights missing or left over; --no-strict reports them.
         as_json: print JSON.
     """
     if file.is_file() and not file.stat().st_size:
@@ -50,20 +32,7 @@ def import_(
     refuse_unwritable(out)
     from mimkit.convert.importing.importer import import_checkpoint
 
-    done = import_checkpoint(
-        file,
-        out,
-        recipe=recipe,
-        image_size=image_size,
-        window=window,
-        heads=heads,
-        decoder_heads=decoder_heads,
-        target=target,
-        patch_merge_order=patch_merge_order,
-        mean=mean,
-        std=std,
-        strict=strict,
-    )
+    done = import_checkpoint(file, out, options)
     print(json.dumps(done.to_json(), indent=1) if as_json else "\n".join([*done.lines(), f"written: {out}"]))
     return 0
 

@@ -36,9 +36,18 @@ def probe(
         recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
         as_json: print JSON.
     """
-    from mimkit.evaluation.frozen import probe_source
+    from mimkit.evaluation import frozen
 
-    scores = probe_source(source, data, kind, held_out, image_size, device, workers, recipe)
+    scores = frozen.probe(
+        source,
+        data=data,
+        kind=kind,
+        held_out=held_out,
+        image_size=image_size,
+        device=device,
+        workers=workers,
+        recipe=recipe,
+    )
     if as_json:
         print(json.dumps(scores, indent=1))
         return 0
@@ -74,9 +83,12 @@ def embed(
         recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
     """
     refuse_unwritable(out)
-    from mimkit.evaluation.frozen import embed_source
+    from mimkit.evaluation import frozen
 
-    print(embed_source(source, data, out, image_size, device, workers, recipe))
+    line = frozen.embed(
+        source, data=data, out=out, image_size=image_size, device=device, workers=workers, recipe=recipe
+    )
+    print(line)
     return 0
 
 
@@ -102,10 +114,12 @@ def reconstruct(
         recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
     """
     refuse_unwritable(out / "0000.png")
-    from mimkit.evaluation.reconstruction import reconstruct_images
+    from mimkit.evaluation import reconstruction
 
-    for path in reconstruct_images(source, images, out, mask_ratio, seed, device, recipe):
-        print(path)
+    paths = reconstruction.reconstruct(
+        source, images=images, out=out, mask_ratio=mask_ratio, seed=seed, device=device, recipe=recipe
+    )
+    print("\n".join(map(str, paths)))
     return 0
 
 

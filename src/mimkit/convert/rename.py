@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -22,29 +22,8 @@ UNUSED: Rules = (
 NO_DECODER: Rules = ((r"mask_token|decoder_pos_embed", "the decoder's, which is missing"),)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the user says of a checkpoint, where it does not say so itself. None leaves it to the checkpoint.
-
-    Args:
-        recipe: of the method, by name.
-        heads, decoder_heads: of attention.
-        target: what was reconstructed, by the name that `--target` takes.
-        window: of Swin, in place of the checkpoint's.
-        patch_merge_order: "published" keeps the channels of Swin's patch merging in the order of the file; "column"
-            takes them to be row-first (LocalMIM's, and GreenMIM's before 2023) and puts them in timm's order.
-    """
-
-    recipe: str | None = None
-    heads: int | None = None
-    decoder_heads: int | None = None
-    target: str | None = None
-    window: int | None = None
-    patch_merge_order: Literal["published", "column"] = "published"
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Layout:
+class Translation:
     """A checkpoint, translated.
 
     Args:
@@ -104,7 +83,7 @@ def count(weights: Weights, pattern: str) -> int:
     return len({match[1] for match in (re.match(pattern, name) for name in weights) if match})
 
 
-def named(base: str, **options: Any) -> str:
+def backbone_name(base: str, **options: Any) -> str:
     """A backbone's name with its keyword arguments."""
     written = ",".join(f"{key}={value!r}".replace(" ", "") for key, value in options.items())
     return f"{base}({written})" if written else base

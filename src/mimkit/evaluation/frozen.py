@@ -1,9 +1,9 @@
-"""What one does with a backbone: score it, take its features, look at its reconstructions."""
+"""Probe and embed a source: accuracy of its frozen encoder's features, and the features as a file."""
 
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,23 +19,33 @@ from mimkit.training.hardware import choose_device, choose_workers
 from mimkit.training.machine import Machine
 
 
-def probe_source(
-    source: str,
-    data: Path | str,
-    kind: str,
-    held_out: float,
-    image_size: Sequence[int] | None,
-    device: str,
-    workers: int | None,
+def probe(
+    source: str | Path,
+    *,
+    data: str | Path,
+    kind: Literal["all", "knn", "linear"] = "all",
+    held_out: float = 0.1,
+    image_size: Sequence[int] | None = None,
+    device: str = "auto",
+    workers: int | None = None,
     recipe: str | None = None,
 ) -> dict[str, Any]:
     """Accuracies in percent, under "linear" and "knn", with the numbers of images and classes.
 
+    Args:
+        source: run folder, exported file, timm:NAME or random:NAME.
+        data: folder with class folders, or with train and val folders that have them; or shards with classes.
+        kind: which classifier on top.
+        held_out: share to score on, where there are no train and val folders.
+        image_size: side, or height and width, for timm:NAME and random:NAME.
+        device: cpu, cuda, ...
+        workers: processes that read images; None chooses by the number of cores.
+        recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
+
     Raises:
         ValueError: the data has no class folders, or no held-out images.
     """
-    machine = Machine(device=device, workers=workers)
-    place, readers = choose_device(machine.device), choose_workers(machine.workers)
+    torch_device, readers = choose_machine(device, workers)
     encoder = load_encoder(source, image_size=as_size(image_size), recipe=recipe)
     if not 0 <= held_out < 1:
         raise ValueError(f"--held-out must be at least 0 and below 1, got {held_out}")
@@ -48,7 +58,7 @@ def probe_source(
     labelled = []
     skipped = 0
     for images in (train, test):
-        features, ids, bad = extract(encoder, images, device=place, workers=readers)
+        features, ids, bad = extract(encoder, images, device=torch_device, workers=readers)
         if not len(features):
             raise ValueError(f"none of the {len(images)} images in {images.root} could be read")
         labelled += [features, torch.from_numpy(images.labels)[ids]]
@@ -61,28 +71,41 @@ def probe_source(
         "test_images": any_score.test_images,
         "classes": any_score.classes,
         "skipped_images": skipped,
-        "source": source,
+        "source": str(source),
         "data": str(data),
         "readout": "mean of patch tokens after the final norm, nothing hidden",
     }
 
 
-def embed_source(
-    source: str,
-    data: Path | str,
+def embed(
+    source: str | Path,
+    *,
+    data: str | Path,
     out: Path,
-    image_size: Sequence[int] | None,
-    device: str,
-    workers: int | None,
+    image_size: Sequence[int] | None = None,
+    device: str = "auto",
+    workers: int | None = None,
     recipe: str | None = None,
 ) -> str:
-    """Write `out`, an .npz of features, paths and labels; returns one line that says so."""
-    machine = Machine(device=device, workers=workers)
-    place, readers = choose_device(machine.device), choose_workers(machine.workers)
+    """Write an .npz of features, paths, and labels where there are class folders; returns one line that says so.
+
+    Args:
+        source: run folder, exported file, timm:NAME or random:NAME.
+        data: as `find_all` takes it.
+        out: .npz file to write.
+        image_size: side, or height and width, for timm:NAME and random:NAME.
+        device: cpu, cuda, ...
+        workers: processes that read images; None chooses by the number of cores.
+        recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
+
+    Raises:
+        ValueError: no image can be read.
+    """
+    torch_device, readers = choose_machine(device, workers)
     encoder = load_encoder(source, image_size=as_size(image_size), recipe=recipe)
     with naming("--data"):
         images = find_all(data)
-    features, ids, skipped = extract(encoder, images, device=place, workers=readers)
+    features, ids, skipped = extract(encoder, images, device=torch_device, workers=readers)
     if not len(features):
         raise ValueError(f"--data: none of the {len(images)} images in {data} could be read")
     kept: ImageList = images.take(ids.numpy())
@@ -95,3 +118,13 @@ def embed_source(
     write_bytes(out, buffer.getvalue())
     more = f", {len(skipped)} unreadable images left out, the first: {': '.join(skipped[0])}" if skipped else ""
     return f"{out}: {features.shape[0]} images x {features.shape[1]} features{more}"
+
+
+def choose_machine(device: str, workers: int | None) -> tuple[torch.device, int]:
+    """Torch's device, and how many processes read images.
+
+    Raises:
+        ValueError: there is no such device, or the number is negative.
+    """
+    machine = Machine(device=device, workers=workers)
+    return choose_device(machine.device), choose_workers(machine.workers)

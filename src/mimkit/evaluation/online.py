@@ -60,7 +60,7 @@ class OnlineProbe:
         self.workers, self.batch_size = workers, batch_size
 
     def __call__(self, step: int) -> dict[str, Any]:
-        encoder = ImageEncoder(self.method.encoder, self.method.normalization)
+        encoder = ImageEncoder.of(self.method)
         test, test_ids, skipped = extract(
             encoder, self.held_out, device=self.device, workers=self.workers, batch_size=self.batch_size
         )
@@ -114,7 +114,7 @@ class OnlineReconstructions:
             if not len(batch.indices):
                 continue
             keys = sample_keys(0, 0, batch.indices).to(self.device)
-            rows = pictures.reconstruct(self.method, batch.images.to(self.device), keys)
+            rows = pictures.reconstruct_batch(self.method, batch.images.to(self.device), keys)
             if rows is None:
                 return
             self.folder.mkdir(exist_ok=True)

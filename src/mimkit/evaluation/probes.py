@@ -10,6 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+K = 20  # votes of nearest neighbours, at most as many as there are training features
+TEMPERATURE = 0.07  # a vote weighs exp(cosine / temperature)
+INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)  # scikit-learn's C, of which the linear probe chooses
+
 
 @dataclass(frozen=True)
 class Score:
@@ -25,30 +29,24 @@ class Score:
         return 100 / self.classes
 
 
-def knn(
-    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, *, neighbours: int = 20, heat: float = 0.07
-) -> Score:
-    """Weighted vote of the nearest training features (Wu et al. 2018; the protocol of DINO).
+def knn(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> Score:
+    """Weighted vote of the `K` nearest training features (Wu et al. 2018; the protocol of DINO).
 
     Args:
         train, test: features [N, D] and [M, D]; compared by cosine.
         train_labels, test_labels: int64 [N] and [M].
-        neighbours: votes counted, at most N.
-        heat: a vote weighs exp(cosine / heat).
     """
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     train, test = (torch.nn.functional.normalize(x.float(), dim=1) for x in (train, test))
     right = 0
     for some, labels in zip(test.split(1024), test_labels.split(1024), strict=True):
-        cosine, nearest = (some @ train.T).topk(min(neighbours, len(train)), dim=1)
-        votes = torch.zeros(len(some), classes).scatter_add_(1, train_labels[nearest], (cosine / heat).exp())
+        cosine, nearest = (some @ train.T).topk(min(K, len(train)), dim=1)
+        votes = torch.zeros(len(some), classes).scatter_add_(1, train_labels[nearest], (cosine / TEMPERATURE).exp())
         right += int((votes.argmax(dim=1) == labels).sum())
     return Score(100 * right / len(test), len(train), len(test), int(train_labels.unique().numel()))
 
 
-def linear(
-    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, *, penalties: tuple[float, ...] = ()
-) -> Score:
+def linear(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> Score:
     """Multinomial logistic regression on standardised features, its L2 penalty chosen on a fifth of the train set.
 
     The test set takes no part in any choice. Deterministic.
@@ -56,28 +54,26 @@ def linear(
     Args:
         train, test: features [N, D] and [M, D].
         train_labels, test_labels: int64 [N] and [M].
-        penalties: inverse penalties C to choose from; by default 0.001 to 1 in factors of ten.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    mean, deviation = train.float().mean(dim=0), train.float().std(dim=0, correction=0).clamp_min(1e-6)
-    x, x_test = (((part.float() - mean) / deviation).numpy().astype(np.float64) for part in (train, test))
+    mean, std = train.float().mean(dim=0), train.float().std(dim=0, correction=0).clamp_min(1e-6)
+    x, x_test = (((part.float() - mean) / std).numpy().astype(np.float64) for part in (train, test))
     y, y_test = train_labels.numpy(), test_labels.numpy()
 
-    def accuracy(penalty: float, fit: np.ndarray, on: np.ndarray, on_labels: np.ndarray) -> float:
-        if len(np.unique(y[fit])) < 2:  # nothing to tell apart: the same answer always
+    def accuracy(inverse_penalty: float, fit: np.ndarray, on: np.ndarray, on_labels: np.ndarray) -> float:
+        if len(np.unique(y[fit])) < 2:  # of a single class: it is always predicted
             return float((on_labels == y[order[0]]).mean())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # an unfinished fit still gives a fair lower bound
-            model = LogisticRegression(C=penalty, max_iter=200, tol=1e-3).fit(x[fit], y[fit])
+            model = LogisticRegression(C=inverse_penalty, max_iter=200, tol=1e-3).fit(x[fit], y[fit])
         return float(model.score(on, on_labels))
 
     order = np.random.default_rng(0).permutation(len(x))
     fifth = max(1, len(x) // 5)
     choose, fit = order[:fifth], order[fifth:]
-    candidates = penalties or (0.001, 0.01, 0.1, 1.0)
-    best = max(candidates, key=lambda c: accuracy(c, fit, x[choose], y[choose]))
+    best = max(INVERSE_PENALTIES, key=lambda c: accuracy(c, fit, x[choose], y[choose]))
     return Score(100 * accuracy(best, order, x_test, y_test), len(x), len(x_test), len(np.unique(y)))
 
 
@@ -86,14 +82,14 @@ def health(features: Tensor) -> dict[str, float]:
 
     Returns:
         `effective_rank`: RankMe, the exponential of the singular values' entropy (Garrido et al. 2023), at most
-        min(N, D). `feature_std`: mean over channels of the deviation over images of unit-length features, times √D,
-        so that isotropic ones have 1.
+        min(N, D). `feature_std`: mean over channels of the standard deviation over images of unit-length features,
+        times √D, so that isotropic ones have 1.
     """
     features = features.float()
     singular = torch.linalg.svdvals(features)
-    shares = singular / singular.sum().clamp_min(1e-12) + 1e-7
+    spectrum = singular / singular.sum().clamp_min(1e-12) + 1e-7
     unit = torch.nn.functional.normalize(features, dim=1)
     return {
-        "effective_rank": float(torch.exp(-(shares * shares.log()).sum())),
+        "effective_rank": float(torch.exp(-(spectrum * spectrum.log()).sum())),
         "feature_std": float(unit.std(dim=0, correction=0).mean() * features.shape[1] ** 0.5),
     }

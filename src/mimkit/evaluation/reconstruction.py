@@ -1,4 +1,4 @@
-"""Reconstructions as pictures: what was there, what the encoder saw, what it made of it.
+"""Reconstructions as pictures: the original, what the encoder saw, and what the method predicts.
 
 Shapes: B images, C channels, H W pixels.
 """
@@ -33,7 +33,7 @@ def columns(method: Method) -> list[str]:
 
 
 @torch.no_grad()
-def reconstruct(method: Method, images: Tensor, keys: Tensor) -> Tensor | None:
+def reconstruct_batch(method: Method, images: Tensor, keys: Tensor) -> Tensor | None:
     """uint8 images [B, C, H, W] to a row of pictures for each mask of each, floats 0..1 [B, columns, C, H, W].
 
     None where the target has no picture. `keys` draw the masks.
@@ -73,36 +73,46 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def reconstruct_images(
-    source: str,
+def reconstruct(
+    source: str | Path,
+    *,
     images: Sequence[Path],
     out: Path,
-    mask_ratio: float | None,
-    seed: int,
-    device: str,
+    mask_ratio: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
     recipe: str | None = None,
 ) -> list[Path]:
     """Write one PNG for each image: original, visible, reconstruction; returns their paths.
+
+    Args:
+        source: run folder or exported file.
+        images: image files.
+        out: folder to write to.
+        mask_ratio: hidden share; None as trained.
+        seed: of the masks.
+        device: cpu, cuda, ...
+        recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
 
     Raises:
         ValueError: no images, one that cannot be read, or a target that has no picture.
     """
     if not images:
         raise ValueError("IMAGES: name at least one image file")
-    place = choose_device(device)
-    method = load_method(source, recipe=recipe).to(place)
+    torch_device = choose_device(device)
+    method = load_method(source, recipe=recipe).to(torch_device)
     if mask_ratio is not None:
         with naming("--mask-ratio"):
             method.mask = with_fields(method.mask, {"ratio": mask_ratio})
-    encoder = ImageEncoder(method.encoder, method.normalization)
+    encoder = ImageEncoder.of(method)
     sheets: dict[Path, bytes] = {}  # all or none are written
     for number, path in enumerate(images):
         try:
-            pixels = encoder.read([path]).to(place)
+            pixels = encoder.read([path]).to(torch_device)
         except BadImage as error:
             raise ValueError(f"IMAGES: {error}") from error
         with naming("--mask-ratio"):
-            rows = reconstruct(method, pixels, sample_keys(seed, 0, torch.tensor([number])).to(place))
+            rows = reconstruct_batch(method, pixels, sample_keys(seed, 0, torch.tensor([number])).to(torch_device))
         if rows is None:
             raise ValueError(f"{type(method.target).__name__}, what {source} predicts, cannot be shown as a picture")
         sheets[out / f"{number:04d}-{path.stem}.png"] = png(sheet(rows))

@@ -46,7 +46,7 @@ def prepare_blocks(model: nn.Module, *, compiled: bool = False, recomputed: bool
             block.forward = Compiled(block.forward)
         if recomputed:
             norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
-            block.forward = partial(recompute, block.forward, norms)
+            block.forward = partial(recompute_block, block.forward, norms)
 
 
 class Compiled:
@@ -75,7 +75,7 @@ def uncompiled() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager")
 
 
-def recompute(forward: Forward, norms: Sequence[_BatchNorm], *inputs: Any, **options: Any) -> Tensor:
+def recompute_block(forward: Forward, norms: Sequence[_BatchNorm], *inputs: Any, **options: Any) -> Tensor:
     """What a block makes of its inputs, which alone are kept for the backward pass.
 
     Args:

@@ -99,8 +99,11 @@ def lines_of(path: Path, start: str = "") -> list[str]:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's or processor's own name, where it tells."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type
+    """The name of the GPU or processor, where the system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = (line.partition(":")[2].strip() for line in lines_of(Path("/proc/cpuinfo"), "model name"))
+    return next(names, "") or platform.processor() or device.type
 
 
 def machine_in_words(device: torch.device) -> str:

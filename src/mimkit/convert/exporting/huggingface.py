@@ -6,7 +6,12 @@ from typing import Any
 
 from mimkit.convert.exporting.model_card import model_card, origin_of, write_card
 from mimkit.convert.exporting.safetensors import write
-from mimkit.convert.exporting.transformers_model import Twin, Unlike, encoder_twin, method_twin
+from mimkit.convert.exporting.transformers_model import (
+    NotRepresentable,
+    TransformersModel,
+    convert_encoder,
+    convert_method,
+)
 from mimkit.files import write_text
 from mimkit.image_encoder import ImageEncoder
 from mimkit.method import Method
@@ -49,33 +54,31 @@ def export_huggingface(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out} is not empty; --format hf makes a folder of its own: choose another name")
-    method = None if encoder_only else whole_method(source, recipe)
-    encoder = load_encoder(source, image_size=image_size, recipe=recipe) if method is None else in_use(method)
+    method = None if encoder_only else load_whole_method(source, recipe)
+    if method is None:
+        encoder = load_encoder(source, image_size=image_size, recipe=recipe)
+    else:
+        encoder = ImageEncoder.of(method).eval().requires_grad_(False)  # as `load_encoder` gives it
     if image_size not in (None, encoder.image_size):
         raise ValueError(f"--image-size {image_size} is for timm:NAME and random:NAME; {source} has its own")
-    twin, obstacle = choose(method, encoder)
-    write(twin.weights, {"format": "pt"}, out / "model.safetensors")
+    converted, obstacle = convert(method, encoder)
+    write(converted.weights, {"format": "pt"}, out / "model.safetensors")
     if encoder.encoder.channels == 3 and encoder.image_size[0] == encoder.image_size[1]:
         write_text(out / "preprocessor_config.json", json.dumps(preprocessor(encoder), indent=2))
-    write_card(out / "README.md", card(source, encoder, twin, out.absolute().name))
-    write_text(out / "config.json", json.dumps(twin.config, indent=2))  # last: without it, nothing loads
-    return twin.architecture, obstacle
+    write_card(out / "README.md", card(source, encoder, converted, out.absolute().name))
+    write_text(out / "config.json", json.dumps(converted.config, indent=2))  # last: without it, nothing loads
+    return converted.architecture, obstacle
 
 
-def whole_method(source: str | Path, recipe: str | None) -> Method | None:
+def load_whole_method(source: str | Path, recipe: str | None) -> Method | None:
     """The method of a source, or None where it has an encoder only."""
     if str(source).startswith(("timm:", "random:")) or read_source(Path(source))[0].get("encoder_only"):
         return None
     return load_method(source, recipe=recipe)
 
 
-def in_use(method: Method) -> ImageEncoder:
-    """A method's encoder, as `load_encoder` gives it."""
-    return ImageEncoder(method.encoder, method.normalization).eval().requires_grad_(False)
-
-
-def choose(method: Method | None, encoder: ImageEncoder) -> tuple[Twin, str]:
-    """The whole method's twin, or the encoder's with the reason why there is no more than that.
+def convert(method: Method | None, encoder: ImageEncoder) -> tuple[TransformersModel, str]:
+    """The model of the whole method, or of the encoder with the reason why there is no more than that.
 
     Raises:
         ValueError: transformers has no class for the encoder either.
@@ -83,18 +86,18 @@ def choose(method: Method | None, encoder: ImageEncoder) -> tuple[Twin, str]:
     obstacle = ""
     if method is not None:
         try:
-            return method_twin(method), ""
-        except Unlike as error:
+            return convert_method(method), ""
+        except NotRepresentable as error:
             obstacle = str(error)
     try:
-        return encoder_twin(encoder.encoder), obstacle
-    except Unlike as error:
+        return convert_encoder(encoder.encoder), obstacle
+    except NotRepresentable as error:
         raise ValueError(f"transformers has no class for {encoder.encoder.name}: {error}") from error
 
 
-def card(source: str | Path, encoder: ImageEncoder, twin: Twin, folder: str) -> str:
+def card(source: str | Path, encoder: ImageEncoder, converted: TransformersModel, folder: str) -> str:
     """The folder's model card."""
-    kind, arguments, tokens = TOKENS[twin.architecture]
+    kind, arguments, tokens = TOKENS[converted.architecture]
     channels, (height, width) = encoder.encoder.channels, encoder.image_size
     usage = (
         f"import torch\nfrom transformers import {kind}\n\n"
@@ -102,9 +105,9 @@ def card(source: str | Path, encoder: ImageEncoder, twin: Twin, folder: str) -> 
         f"images = torch.zeros(2, {channels}, {height}, {width})\n"
         f"features = model(images).{tokens}.mean(dim=1)"
     )
-    what, readout = f"An image encoder for Hugging Face's transformers: `{twin.architecture}`.", ""
-    if kind != twin.architecture:
-        what = f"An image encoder and its decoder for Hugging Face's transformers: `{twin.architecture}`."
+    what, readout = f"An image encoder for Hugging Face's transformers: `{converted.architecture}`.", ""
+    if kind != converted.architecture:
+        what = f"An image encoder and its decoder for Hugging Face's transformers: `{converted.architecture}`."
         readout = "At a mask ratio of 0 the class shuffles the patches, which their mean does not see."
     return model_card(origin_of(source), encoder, what=what, usage=usage, readout=readout, front=FRONT)
 

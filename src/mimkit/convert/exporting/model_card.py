@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from mimkit.backbones import count_parameters
 from mimkit.files import write_text
 from mimkit.image_encoder import ImageEncoder
 from mimkit.sources import pretrained_config
@@ -83,7 +84,7 @@ def model_card(
         front: what must stand before all else.
     """
     backbone, (height, width) = encoder.encoder, encoder.image_size
-    parameters = sum(parameter.numel() for parameter in backbone.parameters())
+    parameters = count_parameters(backbone)
     mean, std = encoder.normalization.mean, encoder.normalization.std
     lines = [
         f"{front}{MARK}\n",
@@ -91,7 +92,7 @@ def model_card(
         f"{what} Written by mimkit {version('mimkit')}.\n",
         f"## Use\n\n```python\n{usage}\n```\n",
         f"Images are float32 [batch, {backbone.channels}, {height}, {width}]: pixels in 0 .. 1, from which the mean "
-        f"{plain(mean)} is subtracted before they are divided by the deviation {plain(std)}.\n",
+        f"{in_brackets(mean)} is subtracted before they are divided by the deviation {in_brackets(std)}.\n",
         "For downstream tasks, read out features as above: the mean over all patch tokens of the last block, through "
         "the final norm, of the whole image with nothing hidden. The pre-training's own readout and decoder are not "
         f"needed. {readout}".rstrip()
@@ -149,7 +150,7 @@ def table(rows: Mapping[str, Any]) -> str:
     return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())]) + "\n"
 
 
-def plain(values: tuple[float, ...]) -> str:
+def in_brackets(values: tuple[float, ...]) -> str:
     """Numbers in brackets."""
     return f"({', '.join(f'{value:g}' for value in values)})"
 

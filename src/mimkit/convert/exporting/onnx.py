@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 MOST_BYTES = 2**31 - 2**20  # of one file; the rest is for the graph
 
 
-class Readout(nn.Module):
+class FeaturesAndTokens(nn.Module):
     """Normalised images [B, C, H, W] to features [B, D], their mean, and tokens [B, N, D]."""
 
     def __init__(self, encoder: ImageEncoder) -> None:
@@ -86,7 +86,7 @@ def to_onnx(encoder: ImageEncoder) -> bytes:
     """
     import onnx
 
-    module = Readout(encoder).eval()
+    module = FeaturesAndTokens(encoder).eval()
     images = random_images(encoder, 2)
     batch = torch.export.Dim("batch", min=1)
     with quiet():
@@ -128,7 +128,7 @@ def require_same(content: bytes, encoder: ImageEncoder) -> None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    module = Readout(encoder).eval()
+    module = FeaturesAndTokens(encoder).eval()
     for count in (1, 3):
         images = random_images(encoder, count)
         with torch.inference_mode():

@@ -73,9 +73,10 @@ def export_timm(
     encoder = load_encoder(source, image_size=image_size, recipe=recipe)
     weights = encoder.encoder.timm_weights()
     name, own = parse_name(encoder.encoder.name)
+    own.pop("sincos", None)  # not an argument of timm's
     arguments = {"model_name": name, **own, "in_chans": encoder.encoder.channels, "num_classes": 0}
     arguments = json.loads(json.dumps(arguments))  # as the file will say it, where tuples are lists
-    arguments, model = fitting(arguments, list(encoder.image_size), weights)
+    arguments, model = find_arguments(arguments, list(encoder.image_size), weights)
     readout = find_readout(model, encoder)
     metadata = {
         "timm.create_model": json.dumps(arguments),
@@ -84,7 +85,7 @@ def export_timm(
     }
     usage = (
         "import timm\nimport torch\nfrom safetensors.torch import load_file\n\n"
-        f"model = timm.create_model({in_words(arguments)}).eval()\n"
+        f"model = timm.create_model({as_call_arguments(arguments)}).eval()\n"
         f'model.load_state_dict(load_file("{out.name}"))\n'
         f"images = torch.zeros(2, {encoder.encoder.channels}, {encoder.image_size[0]}, {encoder.image_size[1]})\n"
         f"features = {readout}"
@@ -94,7 +95,9 @@ def export_timm(
     return arguments
 
 
-def fitting(arguments: dict[str, Any], image_size: list[int], weights: dict[str, Tensor]) -> tuple[dict[str, Any], Any]:
+def find_arguments(
+    arguments: dict[str, Any], image_size: list[int], weights: dict[str, Tensor]
+) -> tuple[dict[str, Any], Any]:
     """The arguments with which `timm.create_model` makes a model that takes these weights strictly, and that model.
 
     Raises:
@@ -134,7 +137,7 @@ def find_readout(model: Any, encoder: ImageEncoder) -> str:
     raise ValueError(f"timm's {encoder.encoder.name} gives other features with these weights: export safetensors")
 
 
-def in_words(arguments: dict[str, Any]) -> str:
+def as_call_arguments(arguments: dict[str, Any]) -> str:
     """Keyword arguments as they are written in a call."""
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 

@@ -51,12 +51,12 @@ DECODER: Rules = (
 SWIN_EPSILON = 1e-5  # transformers has no other for the norms of stem and mergings
 
 
-class Unlike(Exception):
+class NotRepresentable(Exception):
     """What a model has, and transformers' class has not."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Twin:
+class TransformersModel:
     """A model of transformers: the content of its config.json, and its weights by name."""
 
     config: dict[str, Any]
@@ -68,19 +68,19 @@ class Twin:
         return self.config["architectures"][0]
 
 
-def encoder_twin(encoder: Encoder) -> Twin:
+def convert_encoder(encoder: Encoder) -> TransformersModel:
     """ViTModel (without its pooler) or SwinModel.
 
     Raises:
-        Unlike: neither is like it.
+        NotRepresentable: neither is like it.
     """
     model = model_of(encoder)
     if isinstance(model, SwinTransformer):
-        return swin_twin(model, encoder)
+        return convert_swin(model, encoder)
     if type(model) is not VisionTransformer:
-        raise Unlike(f"it is a {type(model).__name__}; of encoders, plain ViT and Swin have one")
+        raise NotRepresentable(f"it is a {type(model).__name__}; of encoders, plain ViT and Swin have one")
     config, weights = vit_parts(model, encoder)
-    return Twin(config={"architectures": ["ViTModel"], "model_type": "vit", **config}, weights=weights)
+    return TransformersModel(config={"architectures": ["ViTModel"], "model_type": "vit", **config}, weights=weights)
 
 
 def model_of(encoder: Encoder) -> Any:
@@ -95,31 +95,31 @@ def model_of(encoder: Encoder) -> Any:
     return encoder
 
 
-def method_twin(method: Method) -> Twin:
+def convert_method(method: Method) -> TransformersModel:
     """ViTMAEForPreTraining, which gives the same loss for the same mask.
 
     Raises:
-        Unlike: the method is not MAE as it is there.
+        NotRepresentable: the method is not MAE as it is there.
     """
     encoder, mask = method.encoder, method.mask
     if not isinstance(encoder, VisibleViT) or encoder.mask_token is not None:
-        raise Unlike("its encoder is no ViT that computes on visible tokens alone")
+        raise NotRepresentable("its encoder is no ViT that computes on visible tokens alone")
     encoder_config, encoder_weights = vit_parts(encoder.vit, encoder)
     require(encoder_config["qkv_bias"], "its queries, keys and values have no bias, as the decoder's have")
     require(encoder.image_size[0] == encoder.image_size[1], f"its images of {encoder.image_size} are not square")
     target, readout = method.target, type(method.readout).__name__
     require(type(method.readout) is Last and method.readout.cells == (encoder.cell,), f"its readout is {readout}")
     if type(target) is not Pixels:
-        raise Unlike(f"its target is {type(target).__name__}")
+        raise NotRepresentable(f"its target is {type(target).__name__}")
     require(method.distance is squared, "its distance is not the squared one")
     (decoder,) = method.decoders
     if type(decoder) is not TransformerDecoder or decoder.mask_token is None or decoder.rescale is not None:
-        raise Unlike(f"its decoder is another {type(decoder).__name__}")
+        raise NotRepresentable(f"its decoder is another {type(decoder).__name__}")
     blocks: list[Any] = list(decoder.blocks)
     for block in blocks:
         require_plain_block(block, encoder_config["layer_norm_eps"])
     if type(mask) is not RandomMask or mask.cell not in (None, encoder.cell) or mask.scored < 1 or mask.shared:
-        raise Unlike(f"its masks are not those of MAE: {mask}")
+        raise NotRepresentable(f"its masks are not those of MAE: {mask}")
 
     grid = grid_for(encoder.image_size, encoder.cell)
     hidden = mask.sample(torch.zeros(1, dtype=torch.int64), mask.grid(encoder.image_size, encoder.cell)).count
@@ -138,7 +138,7 @@ def method_twin(method: Method) -> Twin:
     weights |= rename(rename(split(decoder.state_dict(), "attention"), BLOCKS), DECODER)
     positions = weights.pop("positions")
     weights["decoder.decoder_pos_embed"] = nn.functional.pad(positions, (0, 0, 1, 0))  # of the class token: zero
-    return Twin(config=config, weights=weights)
+    return TransformersModel(config=config, weights=weights)
 
 
 def ratio_that_hides(hidden: int, cells: int, *, near: float) -> float:
@@ -150,7 +150,7 @@ def vit_parts(vit: VisionTransformer, encoder: Encoder) -> tuple[dict[str, Any],
     """Configuration and weights that ViT and ViTMAE have in common.
 
     Raises:
-        Unlike: it is no plain ViT.
+        NotRepresentable: it is no plain ViT.
     """
     stem: Any = vit.patch_embed.stem if isinstance(vit.patch_embed, MaskedStem) else vit.patch_embed
     require(isinstance(vit.norm_pre, nn.Identity), "it has a norm before its blocks")
@@ -185,11 +185,11 @@ def vit_parts(vit: VisionTransformer, encoder: Encoder) -> tuple[dict[str, Any],
     return config, rename(rename(split(weights | {"pos_embed": positions}, "attention"), BLOCKS), AROUND)
 
 
-def swin_twin(swin: SwinTransformer, encoder: Encoder) -> Twin:
+def convert_swin(swin: SwinTransformer, encoder: Encoder) -> TransformersModel:
     """SwinModel.
 
     Raises:
-        Unlike: it differs.
+        NotRepresentable: it differs.
     """
     require_plain_stem(swin.patch_embed.stem if isinstance(swin.patch_embed, MaskedStem) else swin.patch_embed)
     require(epsilon_of(swin.patch_embed.norm) == SWIN_EPSILON, f"its stem's norm does not add {SWIN_EPSILON}")
@@ -236,14 +236,14 @@ def swin_twin(swin: SwinTransformer, encoder: Encoder) -> Twin:
     for name, module in swin.named_modules():
         if isinstance(module, WindowAttention):  # versions before 5 want these indices; others make them afresh
             moved[f"{name}.relative_position_index"] = module.relative_position_index.clone()
-    return Twin(config=config, weights=rename(rename(split(moved, "self"), BLOCKS), AROUND))
+    return TransformersModel(config=config, weights=rename(rename(split(moved, "self"), BLOCKS), AROUND))
 
 
 def require_plain_stem(stem: Any) -> None:
     """Patches are embedded by one convolution.
 
     Raises:
-        Unlike: they are not, or are not square.
+        NotRepresentable: they are not, or are not square.
     """
     require(type(stem) is PatchEmbed, f"it embeds patches with a {type(stem).__name__}")
     require(stem.patch_size[0] == stem.patch_size[1], f"its patches of {stem.patch_size} pixels are not square")
@@ -254,7 +254,7 @@ def require_plain_block(block: Any, epsilon: float, *, kind: type[nn.Module] = B
     """Norm, attention, norm, MLP with GELU, nothing else.
 
     Raises:
-        Unlike: it differs.
+        NotRepresentable: it differs.
     """
     require(type(block) is kind, f"its blocks are of timm's {type(block).__name__}")
     attention, mlp = block.attn, block.mlp
@@ -278,17 +278,19 @@ def epsilon_of(norm: nn.Module) -> float:
     """What a LayerNorm adds to the variance.
 
     Raises:
-        Unlike: it is none, or has no weights.
+        NotRepresentable: it is none, or has no weights.
     """
     if isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None:
         return norm.eps
-    raise Unlike("it has no final norm" if isinstance(norm, nn.Identity) else f"its norms are {type(norm).__name__}")
+    raise NotRepresentable(
+        "it has no final norm" if isinstance(norm, nn.Identity) else f"its norms are {type(norm).__name__}"
+    )
 
 
 def require(is_like: bool, difference: str) -> None:
-    """Raises Unlike where it is not."""
+    """Raises NotRepresentable where it is not."""
     if not is_like:
-        raise Unlike(difference)
+        raise NotRepresentable(difference)
 
 
 def side_or_sides(encoder: Encoder) -> int | list[int]:

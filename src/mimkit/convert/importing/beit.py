@@ -5,10 +5,11 @@ from typing import Any
 import torch
 
 from mimkit.backbones.resize import window_of
-from mimkit.convert.importing.hints import Facts
-from mimkit.convert.importing.swin import change, unshuffled
+from mimkit.convert.importing.hints import Hints
+from mimkit.convert.importing.swin import change, undo_pixel_shuffle
 from mimkit.convert.importing.vit import channel_settings, method_settings
-from mimkit.convert.rename import Layout, Options, Rules, Weights, count, move_fc_norm, named, rename
+from mimkit.convert.rename import Rules, Translation, Weights, backbone_name, count, move_fc_norm, rename
+from mimkit.settings import ImportOptions
 
 # timm's plain names: width, depth, heads, patch.
 NAMES = {
@@ -24,32 +25,32 @@ DENSE: Rules = (
 SHARED, OWN = "rel_pos_bias.relative_position_bias_table", "blocks.0.attn.relative_position_bias_table"
 
 
-def beit(weights: Weights, facts: Facts, options: Options) -> Layout:
+def beit(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:
     """BEiT's names, with SimMIM's prefix and decoder or without."""
     weights = rename(weights, ((r"encoder\.(.+)", r"\1"),))
     weights, notes = move_fc_norm(weights)
-    backbone, image_size = describe_beit(weights, facts, options)
+    backbone, image_size = describe_beit(weights, hints, options)
     encoder_only = "decoder.0.weight" not in weights
     dim, channels = weights["patch_embed.proj.weight"].shape[:2]
     if "mask_token" not in weights:
         weights["mask_token"] = torch.zeros(dim)
         notes.append("it has no mask token, which only masked images need: set to zero")
     weights["mask_token"] = weights["mask_token"].flatten()
-    if encoder_only and facts.mean is None:
+    if encoder_only and hints.mean is None:
         notes.append("BEiT's weights for ImageNet-22k expect images normalised by --mean 0.5 and --std 0.5")
-    return Layout(
+    return Translation(
         recipe=options.recipe or "simmim-vit",
         backbone=backbone,
         image_size=image_size,
-        settings=channel_settings(channels) | ({} if encoder_only else method_settings(facts, options)),
-        weights=rename(change(weights, r"decoder\.0\.", lambda value: unshuffled(value, channels)), DENSE),
+        settings=channel_settings(channels) | ({} if encoder_only else method_settings(hints, options)),
+        weights=rename(change(weights, r"decoder\.0\.", lambda value: undo_pixel_shuffle(value, channels)), DENSE),
         dropped={},
         notes=notes,
         encoder_only=encoder_only,
     )
 
 
-def describe_beit(weights: Weights, facts: Facts, options: Options) -> tuple[str, tuple[int, int]]:
+def describe_beit(weights: Weights, hints: Hints, options: ImportOptions) -> tuple[str, tuple[int, int]]:
     """timm's name of a BEiT with what differs from it, and the image size (H, W) of its positions.
 
     Raises:
@@ -73,4 +74,4 @@ def describe_beit(weights: Weights, facts: Facts, options: Options) -> tuple[str
         "init_values": 0.1 if "blocks.0.gamma_1" in weights else None,
     }
     side = window_of(len(table))[0] * patch
-    return named(base, **different, **kinds), facts.image_size or (side, side)
+    return backbone_name(base, **different, **kinds), hints.image_size or (side, side)

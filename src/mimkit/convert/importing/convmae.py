@@ -1,6 +1,6 @@
 """ConvMAE: our encoder has the published names."""
 
-from mimkit.convert.importing.hints import Facts
+from mimkit.convert.importing.hints import Hints
 from mimkit.convert.importing.vit import (
     DECODER,
     channel_settings,
@@ -10,14 +10,24 @@ from mimkit.convert.importing.vit import (
     published_heads,
     target_notes,
 )
-from mimkit.convert.rename import NO_DECODER, Layout, Options, Weights, count, drop, move_fc_norm, named, rename
+from mimkit.convert.rename import (
+    NO_DECODER,
+    Translation,
+    Weights,
+    backbone_name,
+    count,
+    drop,
+    move_fc_norm,
+    rename,
+)
+from mimkit.settings import ImportOptions
 
 CELL = 16
 ENCODER = r"((?:patch_embed\d|blocks\d|norm|stage\d_output_decode)\..+|pos_embed)"
 PUBLISHED = {"dims": (256, 384, 768), "depths": (2, 2, 11), "heads": 12}
 
 
-def convmae(weights: Weights, facts: Facts, options: Options) -> Layout:
+def convmae(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:
     """ConvMAE's names, with the decoder or without.
 
     Raises:
@@ -28,13 +38,13 @@ def convmae(weights: Weights, facts: Facts, options: Options) -> Layout:
     shape = {
         "dims": dims,
         "depths": tuple(count(weights, rf"blocks{stage}\.(\d+)\.") for stage in (1, 2, 3)),
-        "heads": options.heads or facts.heads or published_heads(dims[2]),
+        "heads": options.heads or hints.heads or published_heads(dims[2]),
     }
     different = {key: value for key, value in shape.items() if value != PUBLISHED[key]}
     if "stage1_output_decode.weight" not in weights:
         different["multi_scale"] = False
     rows = weights["pos_embed"].shape[1]
-    image_size = image_size_for(rows, CELL, facts)
+    image_size = image_size_for(rows, CELL, hints)
     if image_size is None:
         raise ValueError(f"pos_embed has {rows} rows, which make no square grid of patches")
     encoder_only = "decoder_pred.weight" not in weights
@@ -43,11 +53,11 @@ def convmae(weights: Weights, facts: Facts, options: Options) -> Layout:
     if encoder_only:
         weights, dropped = drop(weights, NO_DECODER)
     else:
-        settings |= decoder_settings(weights, facts, options) | method_settings(facts, options)
-        notes += target_notes(facts, options)
-    return Layout(
+        settings |= decoder_settings(weights, hints, options) | method_settings(hints, options)
+        notes += target_notes(hints, options)
+    return Translation(
         recipe=options.recipe or "convmae",
-        backbone=named("convmae_base", **different),
+        backbone=backbone_name("convmae_base", **different),
         image_size=image_size,
         settings=settings,
         weights=rename(weights, [(ENCODER, r"encoder.\1"), *DECODER]),

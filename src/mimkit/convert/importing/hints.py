@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mimkit.convert.importing.read_file import Checkpoint
+from mimkit.convert.importing.read_file import CheckpointFile
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class Hints:
     """What shapes do not show. None where the checkpoint does not say it.
 
     Args:
@@ -33,28 +33,28 @@ class Facts:
     norm_eps: float | None = None
 
 
-def facts_of(checkpoint: Checkpoint) -> Facts:
-    """The facts in a checkpoint's arguments or configuration.
+def hints_of(checkpoint: CheckpointFile) -> Hints:
+    """The hints in a checkpoint's arguments or configuration.
 
     Raises:
         ValueError: it is of a Hugging Face model that cannot be imported.
     """
     if checkpoint.config.get("model_type"):
-        return of_huggingface(checkpoint.config, checkpoint.processor)
+        return huggingface_hints(checkpoint.config, checkpoint.processor)
     args = checkpoint.args
     data = args.get("DATA")
     if isinstance(data, Mapping):  # SimMIM's configuration
-        return Facts(image_size=size(data.get("IMG_SIZE")), mask_ratio=share(data.get("MASK_RATIO")))
+        return Hints(image_size=height_width(data.get("IMG_SIZE")), mask_ratio=fraction(data.get("MASK_RATIO")))
     normalized = args.get("norm_pix_loss")
-    return Facts(
-        image_size=size(args.get("input_size")),
-        mask_ratio=share(args.get("mask_ratio")),
+    return Hints(
+        image_size=height_width(args.get("input_size")),
+        mask_ratio=fraction(args.get("mask_ratio")),
         normalized=normalized if isinstance(normalized, bool) else None,
     )
 
 
-def of_huggingface(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Facts:
-    """The facts in a Hugging Face configuration.
+def huggingface_hints(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Hints:
+    """The hints in a Hugging Face configuration.
 
     Raises:
         ValueError: the model is of another kind, or has another activation function.
@@ -64,14 +64,14 @@ def of_huggingface(config: Mapping[str, Any], processor: Mapping[str, Any]) -> F
         raise ValueError(f"config.json is of a {kind!r}; of Hugging Face's models ViT, ViTMAE and Swin can be imported")
     if config.get("hidden_act", "gelu") != "gelu":
         raise ValueError(f"config.json has hidden_act {config['hidden_act']!r}; only gelu can be imported")
-    published, epsilon = 1e-5 if kind == "swin" else 1e-6, share(config.get("layer_norm_eps"))
+    published, epsilon = 1e-5 if kind == "swin" else 1e-6, fraction(config.get("layer_norm_eps"))
     mean, std = processor.get("image_mean"), processor.get("image_std")
-    return Facts(
+    return Hints(
         kind=kind,
-        heads=whole(config.get("num_attention_heads")),
-        decoder_heads=whole(config.get("decoder_num_attention_heads")),
-        image_size=size(config.get("image_size")),
-        mask_ratio=share(config.get("mask_ratio")),
+        heads=positive_int(config.get("num_attention_heads")),
+        decoder_heads=positive_int(config.get("decoder_num_attention_heads")),
+        image_size=height_width(config.get("image_size")),
+        mask_ratio=fraction(config.get("mask_ratio")),
         normalized=bool(config.get("norm_pix_loss", False)) if kind == "vit_mae" else None,
         mean=tuple(mean) if mean else None,
         std=tuple(std) if std else None,
@@ -79,18 +79,18 @@ def of_huggingface(config: Mapping[str, Any], processor: Mapping[str, Any]) -> F
     )
 
 
-def whole(value: Any) -> int | None:
+def positive_int(value: Any) -> int | None:
     """The value where it is a positive whole number."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def share(value: Any) -> float | None:
+def fraction(value: Any) -> float | None:
     """The value where it is a number between 0 and 1."""
     return float(value) if isinstance(value, float) and math.isfinite(value) and 0 < value < 1 else None
 
 
-def size(value: Any) -> tuple[int, int] | None:
+def height_width(value: Any) -> tuple[int, int] | None:
     """A side, or two, as (H, W)."""
-    if isinstance(value, list | tuple) and len(value) == 2 and whole(value[0]) and whole(value[1]):
+    if isinstance(value, list | tuple) and len(value) == 2 and positive_int(value[0]) and positive_int(value[1]):
         return value[0], value[1]
-    return (value, value) if whole(value) else None
+    return (value, value) if positive_int(value) else None

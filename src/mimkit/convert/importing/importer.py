@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,25 +14,24 @@ from mimkit.backbones import Encoder
 from mimkit.backbones.resize import resize_relative_bias, window_of
 from mimkit.compose import compose
 from mimkit.convert.exporting.safetensors import write
-from mimkit.convert.importing import beit, convmae, localmim, swin
-from mimkit.convert.importing import vit as plain
-from mimkit.convert.importing.hints import Facts, facts_of
+from mimkit.convert.importing import beit, convmae, localmim, swin, vit
+from mimkit.convert.importing.hints import Hints, hints_of
 from mimkit.convert.importing.positions import place_positions
 from mimkit.convert.importing.read_file import read_checkpoint
-from mimkit.convert.importing.recognize import LICENCES, Format, recognize, some
-from mimkit.convert.rename import UNUSED, Layout, Options, Weights, drop
+from mimkit.convert.importing.recognize import LICENCES, Format, first_names, recognize
+from mimkit.convert.rename import UNUSED, Translation, Weights, drop
 from mimkit.errors import naming
 from mimkit.grids import Grid, grid_for, positions_for
 from mimkit.recipes import Recipe, build, parts_in_words
-from mimkit.settings import Settings
+from mimkit.settings import ImportOptions, Settings
 from mimkit.views import Normalization
 
-TRANSLATIONS: dict[Format, Callable[[Weights, Facts, Options], Layout]] = {
-    Format.MAE: plain.mae,
-    Format.VIT: plain.mae,
-    Format.MM_VIT: plain.mmpretrain,
-    Format.HF_VITMAE: plain.huggingface,
-    Format.HF_VIT: plain.huggingface,
+TRANSLATIONS: dict[Format, Callable[[Weights, Hints, ImportOptions], Translation]] = {
+    Format.MAE: vit.mae,
+    Format.VIT: vit.mae,
+    Format.MM_VIT: vit.mmpretrain,
+    Format.HF_VITMAE: vit.huggingface,
+    Format.HF_VIT: vit.huggingface,
     Format.LOCALMIM_VIT: localmim.localmim_vit,
     Format.LOCALMIM_SWIN: localmim.localmim_swin,
     Format.GREENMIM: swin.greenmim,
@@ -47,6 +46,7 @@ TRANSLATIONS: dict[Format, Callable[[Weights, Facts, Options], Layout]] = {
 }
 
 
+DEFAULT_OPTIONS = ImportOptions()
 PREFIX = ("encoder.vit.cls_token", "encoder.vit.reg_token")
 
 
@@ -91,125 +91,103 @@ class ImportReport:
             f"{self.matched} weights matched",
         ]
         for count, names in (("missing", self.missing), ("left over", self.left_over)):
-            lines += [f"{len(names)} {count}: {some(names)}"] if names else []
+            lines += [f"{len(names)} {count}: {first_names(names)}"] if names else []
         for reason in dict.fromkeys(self.dropped.values()):
             names = tuple(name for name, why in self.dropped.items() if why == reason)
-            lines.append(f"{len(names)} dropped ({reason}): {some(names)}")
+            lines.append(f"{len(names)} dropped ({reason}): {first_names(names)}")
         return [*lines, *self.notes, self.licence]
 
 
-def import_checkpoint(
-    file: Path,
-    out: Path,
-    *,
-    recipe: str | None = None,
-    image_size: tuple[int, ...] | None = None,
-    window: int | None = None,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
-    target: str | None = None,
-    patch_merge_order: Literal["published", "column"] = "published",
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    strict: bool = True,
-) -> ImportReport:
+def import_checkpoint(file: Path, out: Path, options: ImportOptions = DEFAULT_OPTIONS) -> ImportReport:
     """A published checkpoint as a file that `load_method` (if it has its decoder) and `load_encoder` take.
 
     Args:
         file: .pth, .pt, .bin or .safetensors, or a Hugging Face folder. Nothing in it is run.
         out: where to write.
-        recipe: the method's name, where the weights do not show it.
-        image_size: side, or (H, W), to resize tables of positions to.
-        window: of Swin, to resize tables of relative positions to; the image grows with it unless `image_size` says
-            otherwise.
-        heads, decoder_heads: of attention, where neither the checkpoint nor the published models tell.
-        target: what was reconstructed, where the checkpoint does not say it.
-        patch_merge_order: "column" reorders Swin's patch merging from row-first (LocalMIM's, and GreenMIM's before
-            2023) to timm's order; "published" keeps it.
-        mean, std: that images are normalised with, one number for each channel; None takes the checkpoint's, or
-            ImageNet's.
-        strict: refuse a checkpoint with weights missing or left over, instead of reporting them.
+        options: what the checkpoint does not say; with `window` the image grows unless `image_size` is given too.
 
     Raises:
         ValueError: it cannot be read safely, is of no known format, does not fit, or, if strict, not wholly.
     """
     checkpoint = read_checkpoint(file)
     with naming(str(file)):
-        facts = facts_of(checkpoint)
+        hints = hints_of(checkpoint)
         found = recognize(checkpoint.weights)
-    facts = replace(facts, mean=mean or facts.mean, std=std or facts.std)
+    hints = replace(hints, mean=options.mean or hints.mean, std=options.std or hints.std)
     what = f"{file}, taken for {found.value}"
-    options = Options(
-        recipe=recipe,
-        heads=heads,
-        decoder_heads=decoder_heads,
-        target=target,
-        window=window,
-        patch_merge_order=patch_merge_order,
-    )
     useful, dropped = drop(checkpoint.weights, UNUSED)
-    with understanding(what):
-        layout = TRANSLATIONS[found](useful, facts, options)
-    if window and not layout.backbone.startswith("swin"):
-        raise ValueError(f"--window is for Swin, not for {layout.backbone}")
-    settings = Settings(
-        data=Path(),
-        backbone=layout.backbone,
-        image_size=image_size or layout.image_size,
-        norm_eps=facts.norm_eps,
-        **layout.settings,
-        **statistics(facts.mean, facts.std, layout.settings.get("channels", 3)),
-    )
-    composed = compose(layout.recipe, settings)
-    encoder, cells, expected = built(composed, layout.encoder_only)
-    notes = list(layout.notes)
-    weights = layout.weights
-    grids = [(grid_for(layout.image_size, cell), grid_for(composed.image_size, cell)) for cell in cells]
-    with understanding(what):
-        if image_size or window:
-            weights = {
-                name: resized(name, value, expected[name], layout.image_size, encoder) if name in expected else value
-                for name, value in weights.items()
-            }
-        weights = placed(weights, expected, grids, strict=strict)
-    weights, missing, left_over = matched(weights, expected, what, strict=strict)
-    encoder_only = layout.encoder_only
+    with naming_format(what):
+        translation = TRANSLATIONS[found](useful, hints, options)
+    if options.window and not translation.backbone.startswith("swin"):
+        raise ValueError(f"--window is for Swin, not for {translation.backbone}")
+
+    settings = settings_of(translation, hints, options)
+    recipe = compose(translation.recipe, settings)
+    encoder, cells, expected = build_fresh(recipe, translation.encoder_only)
+    grids = [(grid_for(translation.image_size, cell), grid_for(recipe.image_size, cell)) for cell in cells]
+    weights, strict = translation.weights, options.strict
+    with naming_format(what):
+        if options.image_size or options.window:
+            weights = resize_tables(weights, expected, translation.image_size, encoder)
+        weights = place_decoder_positions(weights, expected, grids, strict=strict)
+    weights, missing, left_over = match_weights(weights, expected, what, strict=strict)
+
+    notes, encoder_only = list(translation.notes), translation.encoder_only
     if missing and not encoder_only and not any(name.startswith("encoder.") for name in missing):
         encoder_only = True
         notes.append("its decoder is not complete: only the encoder is written")
     elif missing:
-        notes.append("what is missing starts afresh")
+        notes.append("missing weights keep their fresh initialisation")
     kept = {
         name: weights.get(name, value).to(value.dtype)
         for name, value in expected.items()
         if name.startswith("encoder.") or not encoder_only
     }
-    request: dict[str, Any] = {
-        "recipe": layout.recipe,
-        "settings": settings.to_json() | {"data": ""},
-        "parts": parts_in_words(composed),
-    }
-    if encoder_only:
-        request["encoder_only"] = True
-    origin = {"from": found.value, "licence": LICENCES[found]}
-    write(kept, {"mimkit.request": json.dumps(request), "mimkit.imported": json.dumps(origin)}, out)
+    write(kept, metadata_of(found, translation, settings, recipe, encoder_only), out)
     return ImportReport(
         format=found.value,
-        recipe=layout.recipe,
-        backbone=layout.backbone,
-        image_size=composed.image_size,
+        recipe=translation.recipe,
+        backbone=translation.backbone,
+        image_size=recipe.image_size,
         encoder_only=encoder_only,
         matched=len(kept.keys() & weights.keys()),
         missing=missing,
         left_over=left_over,
-        dropped=dropped | layout.dropped,
+        dropped=dropped | translation.dropped,
         notes=tuple(notes),
         licence=LICENCES[found],
     )
 
 
+def settings_of(translation: Translation, hints: Hints, options: ImportOptions) -> Settings:
+    """The settings with which the recipe has the checkpoint's encoder, decoder, target and normalisation."""
+    return Settings(
+        data=Path(),
+        backbone=translation.backbone,
+        image_size=options.image_size or translation.image_size,
+        norm_eps=hints.norm_eps,
+        **translation.settings,
+        **normalization_settings(hints.mean, hints.std, translation.settings.get("channels", 3)),
+    )
+
+
+def metadata_of(
+    found: Format, translation: Translation, settings: Settings, recipe: Recipe, encoder_only: bool
+) -> dict[str, str]:
+    """What the written file says of itself: how to build the method, and where the weights are from."""
+    request: dict[str, Any] = {
+        "recipe": translation.recipe,
+        "settings": settings.to_json() | {"data": ""},
+        "parts": parts_in_words(recipe),
+    }
+    if encoder_only:
+        request["encoder_only"] = True
+    origin = {"from": found.value, "licence": LICENCES[found]}
+    return {"mimkit.request": json.dumps(request), "mimkit.imported": json.dumps(origin)}
+
+
 @contextmanager
-def understanding(what: str) -> Iterator[None]:
+def naming_format(what: str) -> Iterator[None]:
     """Say of weights that are missing or have impossible shapes whose they were taken to be."""
     try:
         with naming(what):
@@ -220,7 +198,7 @@ def understanding(what: str) -> Iterator[None]:
         raise ValueError(f"{what}: its weights have other shapes: {error}") from error
 
 
-def built(recipe: Recipe, encoder_only: bool) -> tuple[Encoder, list[int], dict[str, Tensor]]:
+def build_fresh(recipe: Recipe, encoder_only: bool) -> tuple[Encoder, list[int], dict[str, Tensor]]:
     """An encoder of the recipe, the cells that each decoder has tokens for, and fresh weights by name."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -231,7 +209,17 @@ def built(recipe: Recipe, encoder_only: bool) -> tuple[Encoder, list[int], dict[
         return encoder, [], {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
 
 
-def resized(name: str, value: Tensor, expected: Tensor, image_size: tuple[int, int], encoder: Encoder) -> Tensor:
+def resize_tables(
+    weights: Weights, expected: dict[str, Tensor], image_size: tuple[int, int], encoder: Encoder
+) -> Weights:
+    """The weights with tables of positions, which are for `image_size`, for the encoder's image size or window."""
+    return {
+        name: resize_table(name, value, expected[name], image_size, encoder) if name in expected else value
+        for name, value in weights.items()
+    }
+
+
+def resize_table(name: str, value: Tensor, expected: Tensor, image_size: tuple[int, int], encoder: Encoder) -> Tensor:
     """A table of positions for the encoder's image size or window; other weights as they are."""
     if name.endswith("relative_position_bias_table"):
         (old, prefix), (new, _) = window_of(len(value)), window_of(len(expected))
@@ -243,7 +231,9 @@ def resized(name: str, value: Tensor, expected: Tensor, image_size: tuple[int, i
     return value
 
 
-def placed(weights: Weights, expected: dict[str, Tensor], grids: list[tuple[Grid, Grid]], *, strict: bool) -> Weights:
+def place_decoder_positions(
+    weights: Weights, expected: dict[str, Tensor], grids: list[tuple[Grid, Grid]], *, strict: bool
+) -> Weights:
     """The weights with each decoder's positions as ours has them, from its old grid to its new one.
 
     A checkpoint without them had the fixed sine-cosine ones.
@@ -265,7 +255,7 @@ def placed(weights: Weights, expected: dict[str, Tensor], grids: list[tuple[Grid
     return weights
 
 
-def matched(
+def match_weights(
     weights: Weights, expected: dict[str, Tensor], what: str, *, strict: bool
 ) -> tuple[Weights, tuple[str, ...], tuple[str, ...]]:
     """The weights that have a place among the expected ones, the names of those that are missing, and left over.
@@ -280,18 +270,20 @@ def matched(
     fitting = {name: value for name, value in weights.items() if name in expected and name not in wrong}
     missing, left_over = tuple(sorted(expected.keys() - fitting)), tuple(sorted(weights.keys() - fitting))
     sides = {"missing": missing, "left over": left_over}
-    problems = [f"{counted(names)} {side} ({some(names)})" for side, names in sides.items() if names]
+    problems = [f"{in_number(names)} {side} ({first_names(names)})" for side, names in sides.items() if names]
     if strict and problems:
         raise ValueError(f"{what}: {' and '.join(problems)}; --no-strict imports the rest")
     return fitting, missing, left_over
 
 
-def counted(names: tuple[str, ...]) -> str:
+def in_number(names: tuple[str, ...]) -> str:
     """The beginning of a sentence about so many weights."""
     return "1 weight is" if len(names) == 1 else f"{len(names)} weights are"
 
 
-def statistics(mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: int) -> dict[str, Any]:
+def normalization_settings(
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: int
+) -> dict[str, Any]:
     """Settings for the mean and deviation of pixels, where they are not those taken anyway.
 
     Raises:

@@ -6,7 +6,7 @@ Its gradient histograms are taken to be flattened channel by channel, bins faste
 import re
 from typing import Any
 
-from mimkit.convert.importing.hints import Facts
+from mimkit.convert.importing.hints import Hints
 from mimkit.convert.importing.swin import (
     VISIBLE,
     change,
@@ -14,28 +14,29 @@ from mimkit.convert.importing.swin import (
     last_cell,
     merge_notes,
     merge_order,
-    merging_in_place,
+    move_merging,
 )
 from mimkit.convert.importing.vit import ENCODER, channel_settings, describe_vit, method_settings
-from mimkit.convert.rename import Layout, Options, Rules, Weights, count, drop, rename
+from mimkit.convert.rename import Rules, Translation, Weights, count, drop, rename
+from mimkit.settings import ImportOptions
 
 TARGETS = {9: "hog", 18: "hog-18"}
 OF_TARGET: Rules = ((r"hog_enc\..+", "the target's gradient filters, made afresh"),)
 
 
-def localmim_vit(weights: Weights, facts: Facts, options: Options) -> Layout:
+def localmim_vit(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:
     """LocalMIM's names on ViT: MAE's for the encoder.
 
     Raises:
         ValueError: heads are not known, or the histograms have neither 9 nor 18 bins.
     """
-    backbone, image_size = describe_vit(weights, facts, options)
+    backbone, image_size = describe_vit(weights, hints, options)
     levels = count(weights, r"norm\.(\d+)\.")
-    heads = decoder_heads(weights, facts, options, channels_of_head=32)
+    heads = decoder_heads(weights, hints, options, channels_of_head=32)
     settings = channel_settings(weights["patch_embed.proj.weight"].shape[1])
-    settings |= method_settings(facts, options) | histogram_settings(weights, options) | heads
+    settings |= method_settings(hints, options) | histogram_settings(weights, options) | heads
     weights, dropped = drop(with_levels(weights, levels, "encoder.vit.norm"), OF_TARGET)
-    return Layout(
+    return Translation(
         recipe=options.recipe or "localmim",
         backbone=backbone,
         image_size=image_size,
@@ -46,15 +47,15 @@ def localmim_vit(weights: Weights, facts: Facts, options: Options) -> Layout:
     )
 
 
-def localmim_swin(weights: Weights, facts: Facts, options: Options) -> Layout:
+def localmim_swin(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:
     """LocalMIM's names on Swin: SimMIM's for the encoder.
 
     Raises:
         ValueError: the histograms have neither 9 nor 18 bins.
     """
     weights = rename(weights, ((r"encoder\.(.+)", r"\1"),))
-    weights = change(merging_in_place(weights), r"layers\.\d+\.downsample\.", merge_order(options))
-    backbone, image_size = describe_swin(weights, facts, options)
+    weights = change(move_merging(weights), r"layers\.\d+\.downsample\.", merge_order(options))
+    backbone, image_size = describe_swin(weights, hints, options)
     levels = count(weights, r"norm\.(\d+)\.")
     channels = weights["patch_embed.proj.weight"].shape[1]
     settings = channel_settings(channels)
@@ -63,10 +64,10 @@ def localmim_swin(weights: Weights, facts: Facts, options: Options) -> Layout:
     pixels = whole and head_rows(weights) == channels * finest**2
     recipe = "localmim-swin-pixel" if pixels else "localmim-swin"
     if whole:
-        settings |= method_settings(facts, options)
+        settings |= method_settings(hints, options)
         settings |= {} if pixels else histogram_settings(weights, options)
     weights, dropped = drop(with_levels(weights, levels, "encoder.swin.norm"), OF_TARGET)
-    return Layout(
+    return Translation(
         recipe=options.recipe or recipe,
         backbone=backbone,
         image_size=image_size,
@@ -117,7 +118,7 @@ def head_rows(weights: Weights) -> int:
     )
 
 
-def histogram_settings(weights: Weights, options: Options) -> dict[str, Any]:
+def histogram_settings(weights: Weights, options: ImportOptions) -> dict[str, Any]:
     """The target, by its number of bins, with the constants that were added to its gradients.
 
     Raises:
@@ -134,9 +135,9 @@ def histogram_settings(weights: Weights, options: Options) -> dict[str, Any]:
     return settings
 
 
-def decoder_heads(weights: Weights, facts: Facts, options: Options, channels_of_head: int) -> dict[str, Any]:
+def decoder_heads(weights: Weights, hints: Hints, options: ImportOptions, channels_of_head: int) -> dict[str, Any]:
     """Width, depth and heads of all decoders, which are alike."""
     width = weights["decoder.0.embed.weight"].shape[0]
     depth = count(weights, r"decoder\.0\.blocks\.(\d+)\.")
-    heads = options.decoder_heads or facts.decoder_heads or max(width // channels_of_head, 1)
+    heads = options.decoder_heads or hints.decoder_heads or max(width // channels_of_head, 1)
     return {"decoder_width": width, "decoder_depth": depth, "decoder_heads": heads}

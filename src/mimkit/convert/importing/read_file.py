@@ -22,7 +22,7 @@ WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.c
 
 
 @dataclass(frozen=True, eq=False)
-class Checkpoint:
+class CheckpointFile:
     """What a file holds.
 
     Args:
@@ -76,7 +76,7 @@ STAND_INS: list[Any] = [
 ]
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> CheckpointFile:
     """A checkpoint file (.pth, .pt, .bin, .ckpt or .safetensors), or a Hugging Face folder.
 
     A Hugging Face file (.bin or .safetensors) is read with the `config.json` beside it.
@@ -92,16 +92,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     config = path.with_name("config.json")
     beside = {"config": read_json(config)} if path.suffix in (".bin", ".safetensors") and config.is_file() else {}
     if path.suffix == ".safetensors":
-        return Checkpoint(unwrapped(read_safetensors(path), path), **beside)
+        return CheckpointFile(unwrapped(read_safetensors(path), path), **beside)
     content = read_pickled(path)
     found = next((content[key] for key in WEIGHTS if isinstance(content.get(key), dict)), content)
     weights = {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}
     args = content.get("args", content.get("config"))
     args = vars(args) if isinstance(args, Values) else args
-    return Checkpoint(unwrapped(weights, path), args=args if isinstance(args, dict) else {}, **beside)
+    return CheckpointFile(unwrapped(weights, path), args=args if isinstance(args, dict) else {}, **beside)
 
 
-def read_folder(path: Path) -> Checkpoint:
+def read_folder(path: Path) -> CheckpointFile:
     """A Hugging Face folder: config.json, and weights in one file or several.
 
     Raises:
@@ -126,7 +126,7 @@ def read_folder(path: Path) -> Checkpoint:
     else:
         raise ValueError(f"{path} has neither model.safetensors nor pytorch_model.bin")
     processor = path / "preprocessor_config.json"
-    return Checkpoint(
+    return CheckpointFile(
         unwrapped(weights, path),
         config=read_json(path / "config.json"),
         processor=read_json(processor) if processor.is_file() else {},

@@ -77,9 +77,9 @@ def recognize(names: Iterable[str]) -> Format:
     for found, signature in SIGNATURES:
         if bare.issuperset(signature):
             return found
-    raise ValueError(f"weights named {some(sorted(bare))} are of no format that mimkit can import")
+    raise ValueError(f"weights named {first_names(sorted(bare))} are of no format that mimkit can import")
 
 
-def some(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
     """Up to five of the names."""
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mimkit.backbones.resize import window_of
-from mimkit.convert.importing.hints import Facts
+from mimkit.convert.importing.hints import Hints
 from mimkit.convert.importing.vit import (
     DECODER,
     channel_settings,
@@ -23,7 +23,8 @@ from mimkit.convert.importing.vit import (
     method_settings,
     target_notes,
 )
-from mimkit.convert.rename import NO_DECODER, Layout, Options, Rules, Weights, count, drop, named, rename
+from mimkit.convert.rename import NO_DECODER, Rules, Translation, Weights, backbone_name, count, drop, rename
+from mimkit.settings import ImportOptions
 
 # timm's plain names: width, depths, heads.
 NAMES = {
@@ -41,11 +42,11 @@ DENSE: Rules = (
 VISIBLE: Rules = ((r"((?:patch_embed|layers|norm)\..+)", r"encoder.swin.\1"),)
 
 
-def simmim(weights: Weights, facts: Facts, options: Options) -> Layout:
+def simmim(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:
     """SimMIM's names, and timm's and Microsoft's, which lack the mask token and the decoder."""
     weights = rename(weights, ((r"encoder\.(.+)", r"\1"),))
-    weights = change(merging_in_place(weights), r"layers\.\d+\.downsample\.", merge_order(options))
-    backbone, image_size = describe_swin(weights, facts, options)
+    weights = change(move_merging(weights), r"layers\.\d+\.downsample\.", merge_order(options))
+    backbone, image_size = describe_swin(weights, hints, options)
     encoder_only = "decoder.0.weight" not in weights
     notes = []
     if "mask_token" not in weights:
@@ -53,19 +54,19 @@ def simmim(weights: Weights, facts: Facts, options: Options) -> Layout:
         notes.append("it has no mask token, which only masked images need: set to zero")
     weights["mask_token"] = weights["mask_token"].flatten()
     channels = weights["patch_embed.proj.weight"].shape[1]
-    return Layout(
+    return Translation(
         recipe=options.recipe or "simmim",
         backbone=backbone,
         image_size=image_size,
-        settings=channel_settings(channels) | ({} if encoder_only else method_settings(facts, options)),
-        weights=rename(change(weights, r"decoder\.0\.", lambda value: unshuffled(value, channels)), DENSE),
+        settings=channel_settings(channels) | ({} if encoder_only else method_settings(hints, options)),
+        weights=rename(change(weights, r"decoder\.0\.", lambda value: undo_pixel_shuffle(value, channels)), DENSE),
         dropped={},
         notes=notes,
         encoder_only=encoder_only,
     )
 
 
-def mmpretrain(weights: Weights, facts: Facts, options: Options) -> Layout:
+def mmpretrain(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:
     """MMPretrain's and MMSelfSup's names, whose merging concatenates each channel's four tokens."""
     weights = rename(weights, ((r"backbone\.(.+)", r"\1"), (r"neck\.(.+)", r"\1")))
     weights = rename(
@@ -84,10 +85,10 @@ def mmpretrain(weights: Weights, facts: Facts, options: Options) -> Layout:
         """Inputs at 4·c + 2·row + column to those at (2·column + row)·C + c."""
         return value.unflatten(-1, (-1, 2, 2)).transpose(-1, -3).flatten(-3)
 
-    return simmim(change(weights, r"layers\.\d+\.downsample\.", in_timms_order), facts, options)
+    return simmim(change(weights, r"layers\.\d+\.downsample\.", in_timms_order), hints, options)
 
 
-def huggingface(weights: Weights, facts: Facts, options: Options) -> Layout:
+def huggingface(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:
     """Hugging Face's names, those of published files and those since transformers 5."""
     weights = rename(weights, ((r"swin\.(.+)", r"\1"),))
     weights = rename(
@@ -100,14 +101,14 @@ def huggingface(weights: Weights, facts: Facts, options: Options) -> Layout:
             (r"layernorm\.(\w+)", r"norm.\1"),
         ),
     )
-    return simmim(huggingface_blocks(weights), facts, options)
+    return simmim(huggingface_blocks(weights), hints, options)
 
 
-def greenmim(weights: Weights, facts: Facts, options: Options) -> Layout:
+def greenmim(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:
     """GreenMIM's names: SimMIM's for the encoder, MAE's for the decoder."""
     weights = rename(weights, ((r"encoder\.(.+)", r"\1"),))
-    weights = change(merging_in_place(weights), r"layers\.\d+\.downsample\.", merge_order(options))
-    backbone, image_size = describe_swin(weights, facts, options)
+    weights = change(move_merging(weights), r"layers\.\d+\.downsample\.", merge_order(options))
+    backbone, image_size = describe_swin(weights, hints, options)
     settings = channel_settings(weights["patch_embed.proj.weight"].shape[1])
     notes = merge_notes(options)
     encoder_only = "decoder_pred.weight" not in weights
@@ -115,9 +116,9 @@ def greenmim(weights: Weights, facts: Facts, options: Options) -> Layout:
     if encoder_only:
         weights, dropped = drop(weights, NO_DECODER)
     else:
-        settings |= decoder_settings(weights, facts, options) | method_settings(facts, options)
-        notes += target_notes(facts, options)
-    return Layout(
+        settings |= decoder_settings(weights, hints, options) | method_settings(hints, options)
+        notes += target_notes(hints, options)
+    return Translation(
         recipe=options.recipe or "greenmim",
         backbone=backbone,
         image_size=image_size,
@@ -129,7 +130,7 @@ def greenmim(weights: Weights, facts: Facts, options: Options) -> Layout:
     )
 
 
-def describe_swin(weights: Weights, facts: Facts, options: Options) -> tuple[str, tuple[int, int]]:
+def describe_swin(weights: Weights, hints: Hints, options: ImportOptions) -> tuple[str, tuple[int, int]]:
     """timm's name of a Swin with what differs from it, and the image size (H, W).
 
     The last stage's window covers its whole grid, as it does in all published models, unless the checkpoint says
@@ -156,8 +157,8 @@ def describe_swin(weights: Weights, facts: Facts, options: Options) -> tuple[str
     hidden = weights["layers.0.blocks.0.mlp.fc1.weight"].shape[0]
     if hidden != 4 * dim:
         different["mlp_ratio"] = hidden / dim
-    image_size = facts.image_size if facts.image_size and not options.window else (side, side)
-    return named(base, **different), image_size
+    image_size = hints.image_size if hints.image_size and not options.window else (side, side)
+    return backbone_name(base, **different), image_size
 
 
 def last_cell(weights: Weights) -> int:
@@ -166,7 +167,7 @@ def last_cell(weights: Weights) -> int:
     return patch * 2 ** (count(weights, r"layers\.(\d+)\.blocks\.") - 1)
 
 
-def merging_in_place(weights: Weights) -> Weights:
+def move_merging(weights: Weights) -> Weights:
     """Patch merging that stands at the end of a stage (Microsoft's code) to the start of the next (timm's)."""
     if "layers.0.downsample.reduction.weight" not in weights:
         return weights
@@ -179,14 +180,14 @@ def merging_in_place(weights: Weights) -> Weights:
     return moved
 
 
-def merge_order(options: Options) -> Callable[[Tensor], Tensor]:
+def merge_order(options: ImportOptions) -> Callable[[Tensor], Tensor]:
     """What is done with the inputs [..., 4·C] of a patch merging: nothing, or row-first to column-first."""
     if options.patch_merge_order == "published":
         return lambda value: value
     return lambda value: value.unflatten(-1, (2, 2, -1)).transpose(-2, -3).flatten(-3)
 
 
-def merge_notes(options: Options) -> list[str]:
+def merge_notes(options: ImportOptions) -> list[str]:
     """What to say of checkpoints that may be row-first."""
     if options.patch_merge_order == "column":
         return ["patch merging: taken to be row-first, put in the order of Microsoft's and timm's Swin"]
@@ -201,7 +202,7 @@ def change(weights: Weights, beginning: str, function: Callable[[Tensor], Tensor
     return {name: function(value) if re.match(beginning, name) else value for name, value in weights.items()}
 
 
-def unshuffled(value: Tensor, channels: int) -> Tensor:
+def undo_pixel_shuffle(value: Tensor, channels: int) -> Tensor:
     """SimMIM's head, a 1 x 1 convolution before a pixel shuffle, as a linear layer.
 
     Its outputs [C·s·s, ...] go from (channel, row, column) to `patchify`'s (row, column, channel).

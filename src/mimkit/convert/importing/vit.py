@@ -14,9 +14,20 @@ import torch
 from torch import Tensor
 
 from mimkit.backbones.load import parse_name
-from mimkit.convert.importing.hints import Facts
-from mimkit.convert.rename import NO_DECODER, Layout, Options, Rules, Weights, count, drop, move_fc_norm, named, rename
+from mimkit.convert.importing.hints import Hints
+from mimkit.convert.rename import (
+    NO_DECODER,
+    Rules,
+    Translation,
+    Weights,
+    backbone_name,
+    count,
+    drop,
+    move_fc_norm,
+    rename,
+)
 from mimkit.grids import Grid, grid_for, is_sincos
+from mimkit.settings import ImportOptions
 
 # timm's plain names: width, depth, heads, patch.
 NAMES = {
@@ -37,10 +48,10 @@ DECODER: Rules = (
 )
 
 
-def mae(weights: Weights, facts: Facts, options: Options, recipe: str | None = None) -> Layout:
+def mae(weights: Weights, hints: Hints, options: ImportOptions, recipe: str | None = None) -> Translation:
     """MAE's names, with the decoder or without; `recipe` where the format tells the method."""
     weights, notes = move_fc_norm(weights)
-    backbone, image_size = describe_vit(weights, facts, options)
+    backbone, image_size = describe_vit(weights, hints, options)
     _, channels, patch, _ = weights["patch_embed.proj.weight"].shape
     encoder_only = "decoder_pred.weight" not in weights
     dropped: dict[str, str] = {}
@@ -50,14 +61,14 @@ def mae(weights: Weights, facts: Facts, options: Options, recipe: str | None = N
         weights, dropped = drop(weights, NO_DECODER)
         if "pos_embed" in weights and not has_sincos(weights["pos_embed"], grid_for(image_size, patch)):
             name, values = parse_name(backbone)
-            backbone = named(name, **values, sincos=False)
-            if facts.mean is None:
+            backbone = backbone_name(name, **values, sincos=False)
+            if hints.mean is None:
                 notes.append("images will be normalised with ImageNet's statistics; other models want --mean and --std")
     else:
         recipe = recipe or ("lsmae" if image_size == (448, 448) and patch == 16 else "mae")
-        settings |= decoder_settings(weights, facts, options) | method_settings(facts, options)
-        notes += target_notes(facts, options)
-    return Layout(
+        settings |= decoder_settings(weights, hints, options) | method_settings(hints, options)
+        notes += target_notes(hints, options)
+    return Translation(
         recipe=options.recipe or recipe,
         backbone=backbone,
         image_size=image_size,
@@ -69,7 +80,7 @@ def mae(weights: Weights, facts: Facts, options: Options, recipe: str | None = N
     )
 
 
-def mmpretrain(weights: Weights, facts: Facts, options: Options) -> Layout:
+def mmpretrain(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:
     """MMPretrain's and MMSelfSup's names: MAE, PixMIM with its filter as published, or MFF."""
     filtered = any(name.startswith("target_generator.") for name in weights)
     fused = any(name.endswith("proj_weights") for name in weights)
@@ -101,12 +112,12 @@ def mmpretrain(weights: Weights, facts: Facts, options: Options) -> Layout:
         weights["readout.weights"] = weights["readout.weights"].flatten()
     if filtered and not options.target:
         options = replace(options, target="lowfreq-pixels-mmselfsup")
-    layout = mae(weights, facts, options, recipe[filtered, fused])
-    layout.dropped.update(dropped)
-    return layout
+    translation = mae(weights, hints, options, recipe[filtered, fused])
+    translation.dropped.update(dropped)
+    return translation
 
 
-def huggingface(weights: Weights, facts: Facts, options: Options) -> Layout:
+def huggingface(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:
     """Hugging Face's names of ViT and ViTMAE, those of published files and those since transformers 5."""
     weights = rename(weights, ((r"vit\.(.+)", r"\1"), (r"decoder\.(decoder_.+|mask_token)", r"\1")))
     weights, dropped = drop(
@@ -127,9 +138,9 @@ def huggingface(weights: Weights, facts: Facts, options: Options) -> Layout:
             (r"decoder_(?:encoder\.layer|layers)\.(.+)", r"decoder_blocks.\1"),  # transformers 5 writes the former
         ),
     )
-    layout = mae(huggingface_blocks(weights), facts, options)
-    layout.dropped.update(dropped)
-    return layout
+    translation = mae(huggingface_blocks(weights), hints, options)
+    translation.dropped.update(dropped)
+    return translation
 
 
 def huggingface_blocks(weights: Weights) -> Weights:
@@ -158,7 +169,7 @@ def huggingface_blocks(weights: Weights) -> Weights:
     )
 
 
-def describe_vit(weights: Weights, facts: Facts, options: Options) -> tuple[str, tuple[int, int]]:
+def describe_vit(weights: Weights, hints: Hints, options: ImportOptions) -> tuple[str, tuple[int, int]]:
     """timm's name of a plain ViT with what differs from it, and the image size (H, W) of its positions.
 
     Raises:
@@ -166,7 +177,7 @@ def describe_vit(weights: Weights, facts: Facts, options: Options) -> tuple[str,
     """
     dim, _, patch, _ = weights["patch_embed.proj.weight"].shape
     depth = count(weights, r"blocks\.(\d+)\.")
-    heads = options.heads or facts.heads or published_heads(dim)
+    heads = options.heads or hints.heads or published_heads(dim)
     base = next((name for name, shape in NAMES.items() if shape[:3] == (dim, depth, heads)), "vit_base_patch16_224")
     different = {
         key: value
@@ -191,15 +202,15 @@ def describe_vit(weights: Weights, facts: Facts, options: Options) -> tuple[str,
         more["reg_tokens"] = weights["reg_token"].shape[1]
     prefix = more.get("reg_tokens", 0) + ("cls_token" in weights)
     if "pos_embed" not in weights:
-        return named(base, **different, **more, pos_embed="none"), facts.image_size or (224, 224)
+        return backbone_name(base, **different, **more, pos_embed="none"), hints.image_size or (224, 224)
     rows = weights["pos_embed"].shape[1]
-    image_size = image_size_for(rows - prefix, patch, facts)
+    image_size = image_size_for(rows - prefix, patch, hints)
     if image_size is None and prefix:
-        image_size = image_size_for(rows, patch, facts)
+        image_size = image_size_for(rows, patch, hints)
         more["no_embed_class"] = True
     if image_size is None:
         raise ValueError(f"pos_embed has {rows} rows, which with {prefix} prefix tokens make no square grid of patches")
-    return named(base, **different, **more), image_size
+    return backbone_name(base, **different, **more), image_size
 
 
 def has_sincos(table: Tensor, grid: Grid) -> bool:
@@ -207,12 +218,12 @@ def has_sincos(table: Tensor, grid: Grid) -> bool:
     return is_sincos(table[:, -grid[0] * grid[1] :], grid)
 
 
-def image_size_for(cells: int, patch: int, facts: Facts) -> tuple[int, int] | None:
+def image_size_for(cells: int, patch: int, hints: Hints) -> tuple[int, int] | None:
     """The image size (H, W) of so many cells: what the checkpoint says, if it fits, else a square, if they form one."""
-    if facts.image_size:
-        height, width = facts.image_size
+    if hints.image_size:
+        height, width = hints.image_size
         if height % patch == 0 and width % patch == 0 and (height // patch) * (width // patch) == cells:
-            return facts.image_size
+            return hints.image_size
     side = math.isqrt(max(cells, 0))
     return (side * patch, side * patch) if cells > 0 and side * side == cells else None
 
@@ -230,14 +241,14 @@ def published_heads(dim: int) -> int:
     return dim // 64
 
 
-def decoder_settings(weights: Weights, facts: Facts, options: Options) -> dict[str, Any]:
+def decoder_settings(weights: Weights, hints: Hints, options: ImportOptions) -> dict[str, Any]:
     """Width, depth and heads of MAE's decoder: heads of 32 channels, as published.
 
     Raises:
         ValueError: the heads are not known.
     """
     width = weights["decoder_embed.weight"].shape[0]
-    heads = options.decoder_heads or facts.decoder_heads
+    heads = options.decoder_heads or hints.decoder_heads
     if heads is None and width % 32:
         raise ValueError(
             f"--decoder-heads: weights do not show how many heads a width of {width} is split into; say it"
@@ -257,15 +268,15 @@ def channel_settings(channels: int) -> dict[str, Any]:
     return {"channels": channels} if channels != 3 else {}
 
 
-def method_settings(facts: Facts, options: Options) -> dict[str, Any]:
+def method_settings(hints: Hints, options: ImportOptions) -> dict[str, Any]:
     """Mask ratio and target, where they are known."""
-    target = options.target or ("raw-pixels" if facts.normalized is False else None)
-    settings = {"mask_ratio": facts.mask_ratio, "target": target}
+    target = options.target or ("raw-pixels" if hints.normalized is False else None)
+    settings = {"mask_ratio": hints.mask_ratio, "target": target}
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def target_notes(facts: Facts, options: Options) -> list[str]:
+def target_notes(hints: Hints, options: ImportOptions) -> list[str]:
     """What to say where the weights do not tell the target."""
-    if options.target or facts.normalized is not None:
+    if options.target or hints.normalized is not None:
         return []
     return ["taken to predict patch-normalised pixels; MAE's `visualize` weights want --target raw-pixels"]
