@@ -18,10 +18,11 @@ from mimkit.losses import Distance, absolute, squared
 from mimkit.masks import BlockMask, ComplementaryMasks, MaskSampler, RandomMask, UniformMask
 from mimkit.readouts import Fused, FusedHierarchical, Last, Levels, Readout
 from mimkit.recipes import PARTS, DecoderMaker, Recipe, record_of_parts
-from mimkit.records import as_text, make, parse_text, same
+from mimkit.records import as_text, make, parse_text, record_of, same
 from mimkit.settings import Settings
 from mimkit.targets import Features, Hog, LowFreqPixels, Pixels, Target
 from mimkit.training.optim import Train
+from mimkit.training.run_folder import FORMAT
 from mimkit.views import Normalization, RandomResizedCrop, SimpleResizedCrop, View
 
 # Names of recipes and parts, as the command line has them, and nowhere else: README's lists, the settings' help and the
@@ -189,6 +190,17 @@ def with_train_values(base: Train, settings: Settings) -> Train:
         values.setdefault("warmup_epochs", min(base.warmup_epochs, 0.15 * values["epochs"]))
         values["milestones"] = tuple(epoch * values["epochs"] / base.epochs for epoch in base.milestones)
     return replace(base, **values)
+
+
+def description_of(name: str, recipe: Recipe, settings: Settings) -> dict[str, Any]:
+    """What run.json and exported files say of a recipe: `restore_recipe` makes it again."""
+    return {
+        "format": FORMAT,
+        "recipe": name,
+        "settings": settings.to_json(),
+        "parts": record_of_parts(recipe),
+        "training": record_of(recipe.train),
+    }
 
 
 def restore_recipe(facts: dict[str, Any]) -> Recipe:

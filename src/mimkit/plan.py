@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mimkit.backbones import DenseEncoder, count_parameters
-from mimkit.compose import TRAIN_SETTINGS
+from mimkit.compose import TRAIN_SETTINGS, description_of
 from mimkit.data import Cache, ImageList, TrainBatches, choose_decoder, split
 from mimkit.efficiency import tune
 from mimkit.errors import naming
@@ -17,8 +17,7 @@ from mimkit.evaluation.online import OnlineProbe, OnlineReconstructions, subset
 from mimkit.files import absolute
 from mimkit.method import Method
 from mimkit.randomness import scramble
-from mimkit.recipes import Recipe, build, record_of_parts
-from mimkit.records import record_of
+from mimkit.recipes import Recipe, build
 from mimkit.settings import Settings
 from mimkit.training.blocks import require_compiler
 from mimkit.training.distributed import SINGLE, World
@@ -26,7 +25,7 @@ from mimkit.training.job import Job, Reading
 from mimkit.training.loop import Evaluator
 from mimkit.training.optim import Train
 from mimkit.training.precision import choose_precision, refuse_batch_norms
-from mimkit.training.run_folder import FORMAT, Run
+from mimkit.training.run_folder import Run
 
 PICTURES = 8
 
@@ -117,12 +116,11 @@ class Pretraining(Job):
         ]
 
     def facts(self) -> dict[str, Any]:
-        method = self.model
-        return {
-            "recipe": self.name,
-            "settings": self.settings.to_json(),
-            "parts": record_of_parts(self.recipe)
-            | {"downstream": "the encoder with its final norm; readout and decoder serve pre-training only"},
+        method, described = self.model, description_of(self.name, self.recipe, self.settings)
+        described["parts"]["downstream"] = (
+            "the encoder with its final norm; readout and decoder serve pre-training only"
+        )
+        return described | {
             "data": {
                 "path": str(self.settings.data),
                 "train_images": len(self.train_images),
@@ -152,7 +150,7 @@ class Pretraining(Job):
         return random_images(self.recipe, samples)
 
     def request(self) -> dict[str, Any]:
-        return self.facts() | {"format": FORMAT, "training": record_of(self.train)}
+        return description_of(self.name, self.recipe, self.settings)
 
     def reading(self, world: World) -> Reading | None:
         batches = self.batches(0, world)

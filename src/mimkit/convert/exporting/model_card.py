@@ -11,6 +11,7 @@ from safetensors import safe_open
 from mimkit.backbones import count_parameters
 from mimkit.files import write_text
 from mimkit.image_encoder import ImageEncoder
+from mimkit.records import as_text
 from mimkit.sources import pretrained_config
 from mimkit.training.run_folder import Run
 
@@ -42,7 +43,7 @@ def origin_of(source: str | Path) -> dict[str, Any]:
     if request.get("encoder_only"):  # its recipe is one that has such an encoder, no more
         origin: dict[str, Any] = {}
     else:
-        origin = {"recipe": own_name(request["recipe"]), "parts": request["parts"]}
+        origin = {"recipe": own_name(request["recipe"]), "parts": as_texts(request["parts"])}
     if imported:
         origin |= {"imported": imported["from"], "licence": request.get("licence", imported.get("licence"))}
     return origin | json.loads(metadata.get("mimkit.origin", "{}"))
@@ -54,14 +55,19 @@ def origin_of_run(folder: Path) -> dict[str, Any]:
     saved = [int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*")]
     return {
         "recipe": own_name(facts["recipe"]),
-        "parts": facts["parts"],
-        "training": facts["training"],
+        "parts": as_texts(facts["parts"]),
+        **as_texts({"training": facts["training"]}),
         "step": max(saved, default=0),
         "steps": facts["steps"],
         "train_images": facts["data"]["train_images"],
         "held_out_images": facts["data"]["held_out_images"],
         "versions": {"mimkit": facts["mimkit"], **facts["versions"]},
     }
+
+
+def as_texts(parts: dict[str, Any]) -> dict[str, str]:
+    """Parts as they would be written in Python, whichever format the file has."""
+    return {name: part if isinstance(part, str) else as_text(part) for name, part in parts.items()}
 
 
 def own_name(recipe: str) -> str:

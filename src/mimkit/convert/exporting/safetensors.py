@@ -11,10 +11,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mimkit.backbones.load import parse_name
+from mimkit.compose import description_of
 from mimkit.convert.exporting.model_card import card_beside, model_card, origin_of, own_name, write_card
 from mimkit.files import write_bytes
 from mimkit.image_encoder import ImageEncoder
-from mimkit.sources import load_encoder, read_source
+from mimkit.settings import Settings
+from mimkit.sources import load_encoder, read_source, recipe_of
 
 # How timm's families give the features that mimkit reads out, simple ways first: they name final norms differently,
 # put them behind the pooling, lay tokens out differently, or go on behind the last block.
@@ -154,11 +156,13 @@ def export_safetensors(source: str | Path, out: Path, *, recipe: str | None = No
         ValueError: the source holds no weights.
     """
     beside = card_beside(out)
-    request, weights = read_source(Path(source))
+    facts, weights = read_source(Path(source))
     encoder = load_encoder(source, recipe=recipe)
     origin = origin_of(source)
+    settings = Settings.from_json(facts["settings"])
+    request = description_of(own_name(facts["recipe"]), recipe_of(facts, source, recipe), settings)
     request["settings"]["data"] = ""  # whose folder it was is nobody's business
-    request["recipe"] = own_name(request["recipe"])
+    request |= {"encoder_only": True} if facts.get("encoder_only") else {}
     metadata = {"mimkit.request": json.dumps(request), "mimkit.origin": json.dumps(origin)}
     more = f', recipe="{request["recipe"]}"' if ":" in request["recipe"] else ""
     usage = (

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mimkit.backbones import Encoder
-from mimkit.backbones.resize import resize_relative_bias, window_of
-from mimkit.compose import compose
+from mimkit.backbones.resize import resize_tables
+from mimkit.compose import compose, description_of
 from mimkit.convert.exporting.safetensors import write
 from mimkit.convert.importing import beit, convmae, localmim, swin, vit
 from mimkit.convert.importing.hints import Hints, hints_of
@@ -21,8 +21,8 @@ from mimkit.convert.importing.read_file import read_checkpoint
 from mimkit.convert.importing.recognize import LICENCES, Format, first_names, recognize
 from mimkit.convert.rename import UNUSED, Translation, Weights, drop
 from mimkit.errors import naming
-from mimkit.grids import Grid, grid_for, positions_for
-from mimkit.recipes import Recipe, build, parts_in_words
+from mimkit.grids import Grid, grid_for
+from mimkit.recipes import Recipe, build
 from mimkit.settings import ImportOptions, Settings
 from mimkit.views import Normalization
 
@@ -128,7 +128,7 @@ def import_checkpoint(file: Path, out: Path, options: ImportOptions = DEFAULT_OP
     weights, strict = translation.weights, options.strict
     with naming_format(what):
         if options.image_size or options.window:
-            weights = resize_tables(weights, expected, translation.image_size, encoder)
+            weights, _ = resize_tables(weights, expected, encoder, translation.image_size)
         weights = place_decoder_positions(weights, expected, grids, strict=strict)
     weights, missing, left_over = match_weights(weights, expected, what, strict=strict)
 
@@ -175,11 +175,8 @@ def metadata_of(
     found: Format, translation: Translation, settings: Settings, recipe: Recipe, encoder_only: bool
 ) -> dict[str, str]:
     """What the written file says of itself: how to build the method, and where the weights are from."""
-    request: dict[str, Any] = {
-        "recipe": translation.recipe,
-        "settings": settings.to_json() | {"data": ""},
-        "parts": parts_in_words(recipe),
-    }
+    request = description_of(translation.recipe, recipe, settings)
+    request["settings"]["data"] = ""
     if encoder_only:
         request["encoder_only"] = True
     origin = {"from": found.value, "licence": LICENCES[found]}
@@ -207,28 +204,6 @@ def build_fresh(recipe: Recipe, encoder_only: bool) -> tuple[Encoder, list[int],
             return method.encoder, [level.cell for level in method.readout.levels], method.state_dict()
         encoder = recipe.encoder(image_size=recipe.image_size, channels=recipe.channels)
         return encoder, [], {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
-
-
-def resize_tables(
-    weights: Weights, expected: dict[str, Tensor], image_size: tuple[int, int], encoder: Encoder
-) -> Weights:
-    """The weights with tables of positions, which are for `image_size`, for the encoder's image size or window."""
-    return {
-        name: resize_table(name, value, expected[name], image_size, encoder) if name in expected else value
-        for name, value in weights.items()
-    }
-
-
-def resize_table(name: str, value: Tensor, expected: Tensor, image_size: tuple[int, int], encoder: Encoder) -> Tensor:
-    """A table of positions for the encoder's image size or window; other weights as they are."""
-    if name.endswith("relative_position_bias_table"):
-        (old, prefix), (new, _) = window_of(len(value)), window_of(len(expected))
-        return resize_relative_bias(value, old, new, prefix)
-    if name.endswith("pos_embed"):
-        old_grid, grid = grid_for(image_size, encoder.cell), grid_for(encoder.image_size, encoder.cell)
-        prefix = value.shape[1] - old_grid[0] * old_grid[1]
-        return torch.cat([value[:, :prefix], positions_for(grid, old_grid, value[:, prefix:])], dim=1)
-    return value
 
 
 def place_decoder_positions(
