@@ -34,7 +34,7 @@ def open_url(url: str, cache: Cache) -> Store:
     """
     files = remote_files(url)
     root = root_of(url)
-    refuse_small(cache, files)
+    _refuse_small(cache, files)
     if all(file.name.endswith(".parquet") for file in files):
         return open_parquet(root, files, cache)
     if not all(file.name.endswith(".tar") for file in files):
@@ -43,7 +43,7 @@ def open_url(url: str, cache: Cache) -> Store:
     return Shards.of(root, _checked(files, cache, indices), [file.name for file in files], indices)
 
 
-def refuse_small(cache: Cache, files: Sequence[RemoteFile]) -> None:
+def _refuse_small(cache: Cache, files: Sequence[RemoteFile]) -> None:
     """Raise ValueError where a cache cannot hold the shards that are read at a time.
 
     These are two windows of shards, as some data workers begin the next one while others still read the last.

@@ -34,7 +34,7 @@ _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class _Rows:
     """What is known of a parquet file before it is fetched.
 
     Args:
@@ -166,7 +166,7 @@ def as_labels(values: Sequence[Any], declared: list[str] | None) -> tuple[np.nda
     )
 
 
-def features_of(schema: Any) -> dict[str, Any]:
+def _features_of(schema: Any) -> dict[str, Any]:
     """The features that Hugging Face's `datasets` declares in a pyarrow schema."""
     try:
         return json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"] or {}
@@ -196,7 +196,9 @@ def image_column(schema: Any, name: str) -> str:
             leaves[field.name] = field.name
         elif pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and is_bytes(kind.field("bytes").type):
             leaves[field.name] = f"{field.name}.bytes"
-    said = [key for key, kind in features_of(schema).items() if isinstance(kind, dict) and kind.get("_type") == "Image"]
+    said = [
+        key for key, kind in _features_of(schema).items() if isinstance(kind, dict) and kind.get("_type") == "Image"
+    ]
     for wanted in (said, [*_IMAGES]):
         chosen = [leaves[key] for key in wanted if key in leaves]
         if len(chosen) == 1:
@@ -209,7 +211,7 @@ def image_column(schema: Any, name: str) -> str:
 
 def label_column(schema: Any) -> tuple[str | None, list[str] | None]:
     """The column of classes in a pyarrow schema, and their names where declared; None where there is none."""
-    features = features_of(schema)
+    features = _features_of(schema)
     noted = {
         key: kind for key, kind in features.items() if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"
     }
@@ -219,14 +221,14 @@ def label_column(schema: Any) -> tuple[str | None, list[str] | None]:
     return next((name for name in _LABELS if name in schema.names), None), None
 
 
-def _rows(file: RemoteFile, cache: Cache) -> Rows:
-    """The `Rows` of a file, from the cache or stored there for good."""
+def _rows(file: RemoteFile, cache: Cache) -> _Rows:
+    """The `_Rows` of a file, from the cache or stored there for good."""
     name = f"{file.key}.rows.npz"
     try:
         with np.load(io.BytesIO(cache.get_small(name) or b""), allow_pickle=False) as arrays:
             about = json.loads(str(arrays["about"]))
             labels = arrays["labels"] if about["labelled"] else None
-            return Rows(about["column"], about["count"], labels, about["classes"])
+            return _Rows(about["column"], about["count"], labels, about["classes"])
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # not stored yet, or incomplete
     rows = _read_rows(file, cache)
@@ -237,10 +239,10 @@ def _rows(file: RemoteFile, cache: Cache) -> Rows:
     return rows
 
 
-def _read_rows(file: RemoteFile, cache: Cache) -> Rows:
-    import_pyarrow(file.url)
+def _read_rows(file: RemoteFile, cache: Cache) -> _Rows:
+    _import_pyarrow(file.url)
 
-    def ranged() -> Rows:
+    def ranged() -> _Rows:
         with open_remote(file.url) as source:
             return _rows_of(source, file.url)
 
@@ -255,7 +257,7 @@ def _read_rows(file: RemoteFile, cache: Cache) -> Rows:
     return _rows_of(whole.file(0), file.url)
 
 
-def _rows_of(source: Any, name: str) -> Rows:
+def _rows_of(source: Any, name: str) -> _Rows:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -269,7 +271,7 @@ def _rows_of(source: Any, name: str) -> Rows:
         if label is not None:
             table = opened.read(columns=[label], use_threads=False)
             labels, classes = as_labels(table.column(0).to_pylist(), declared)
-        return Rows(column, opened.metadata.num_rows, labels, classes)
+        return _Rows(column, opened.metadata.num_rows, labels, classes)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{name} cannot be read as a parquet file: {str(error).splitlines()[0]}") from error
 
@@ -311,7 +313,7 @@ class _Rewritten:
             fetched.unlink(missing_ok=True)
 
 
-def import_pyarrow(name: str) -> None:
+def _import_pyarrow(name: str) -> None:
     """Raise ValueError that says what to install, if pyarrow is missing."""
     try:
         import pyarrow.parquet  # noqa: F401
