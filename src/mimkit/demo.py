@@ -48,7 +48,7 @@ def run_demo(out: Path, *, overwrite: bool = False) -> bool:
     refuse_nonempty(run, overwrite=overwrite)
     if tiles.exists() and not (tiles / MARK).is_file():
         raise FileExistsError(f"--out {out} has a folder {tiles.name} that is not the demo's: choose another")
-    counts = make_tiles(tiles)
+    counts = _make_tiles(tiles)
     print(
         f"{len(PHOTOGRAPHS)} photographs: {counts['train']} training and {counts['val']} held-out tiles",
         file=sys.stderr,
@@ -56,7 +56,7 @@ def run_demo(out: Path, *, overwrite: bool = False) -> bool:
     return pretrain("small", Settings(data=tiles, image_size=(TILE,), epochs=18), run, overwrite=overwrite)
 
 
-def make_tiles(folder: Path) -> dict[str, int]:
+def _make_tiles(folder: Path) -> dict[str, int]:
     """Write `folder`/{train,val}/<photograph>/*.png afresh; returns how many of each."""
     import skimage
 

@@ -1,5 +1,4 @@
-"""Where data lie: paths, and URLs, which a `Path` would mangle. Files written whole or not at all: under another name,
-flushed to the disk, renamed."""
+"""Locations of data: paths, and URLs, which a `Path` would mangle. Files: written atomically, flushed, locked."""
 
 import os
 import re
@@ -17,17 +16,17 @@ HAS_LOCKS = fcntl is not None
 """False on Windows, where `process_lock` and `lock_open_file` do nothing."""
 
 Location = Path | str
-"""A path, or the text of a URL."""
+"""A path, or a URL as a string."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _CHOICE = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Look, before the work is done, whether its file can be written.
+    """Check up front that `path` can be written.
 
     Raises:
-        ValueError: the path is a folder, or no folder can be made or written to where it should lie.
+        ValueError: the path is a folder, or its parent folder cannot be created or written to.
     """
     if path.is_dir():
         raise ValueError(f"--out {path} is a folder, not a file")
@@ -50,7 +49,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.errno is None:
             raise
-        # Some name the unfinished file, those of a full disk name none.
+        # Name the file asked for: the error names the unfinished one, or, where the disk is full, none.
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         unfinished.unlink(missing_ok=True)
@@ -68,7 +67,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
+    """Wait until a file or folder is written to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -78,7 +77,7 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def process_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file, which is made if need be. The system releases it when the process ends.
+    """Hold an exclusive lock on a file, created if needed. The system releases it when the process ends.
 
     Only this process holds it, not its forked children, which may outlive it for a moment. On Windows nothing is
     locked.
@@ -107,22 +106,22 @@ def lock_open_file(file: IO[Any], *, shared: bool) -> None:
 
 
 def located(data: str | Path) -> Location:
-    """A URL as it is, anything else as a path."""
+    """A URL as a string, anything else as a path."""
     return data if isinstance(data, str) and _URL.match(data) else Path(data)
 
 
 def absolute(data: Location) -> Location:
-    """The same place, wherever it is looked at from."""
+    """The location independent of the working directory."""
     return data if isinstance(data, str) else data.resolve()
 
 
 def below(root: Location, name: str) -> Location:
-    """What has a name, with `/` between folders, below a place."""
+    """The location of a name, with `/` between folders, below another location."""
     return f"{root}/{name}" if isinstance(root, str) else root / name
 
 
 def expand(pattern: str) -> list[str]:
-    """All that a text with `{000..012}` or `{train,val}` in it names, in order.
+    """All names that a pattern with `{000..012}` or `{train,val}` stands for, in order.
 
     Raises:
         ValueError: a range ends before it begins.
@@ -134,7 +133,7 @@ def expand(pattern: str) -> list[str]:
     if words is not None:
         choices = words.split(",")
     elif int(last) < int(first):
-        raise ValueError(f"{pattern}: {first} to {last} are no shards")
+        raise ValueError(f"{pattern}: the range {first}..{last} is empty")
     else:
         choices = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     ends = expand(pattern[match.end() :])

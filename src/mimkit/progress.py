@@ -1,4 +1,4 @@
-"""How long work looks from outside: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress bar, or plain lines where there is no terminal."""
 
 import os
 import sys
@@ -16,19 +16,19 @@ PLAIN_SECONDS = 10.0
 
 
 def speaking() -> bool:
-    """Whether this process speaks: of several that torchrun started, only the first one does."""
+    """Whether this process prints messages: of several started by torchrun, only rank 0 does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 class Progress:
-    """Progress of a training run or other long work, on stderr.
+    """Progress of training or other long work, on stderr.
 
     Args:
         steps: of the whole run.
-        done: steps already done when this process started.
+        done: steps that were done before.
         images_per_step: for images per second.
-        unit: what a step is called in plain lines.
-        silent: say nothing, as all but one of several processes do.
+        unit: the name of a step in plain lines.
+        silent: print nothing, as on all ranks but the first.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class Progress:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around waiting for data."""
+        """Context for waiting for data."""
         started = time.monotonic()
         yield
         self.window_waited += time.monotonic() - started
 
     @contextmanager
     def pausing(self) -> Iterator[None]:
-        """Around work that is no training, such as a probe; it does not count into images per second."""
+        """Context for work other than training, such as a probe, which does not count towards images per second."""
         started = time.monotonic()
         yield
         seconds = time.monotonic() - started
@@ -73,7 +73,7 @@ class Progress:
         self.aside += seconds
 
     def speed(self, step: int, row: dict[str, Any]) -> dict[str, Any]:
-        """The speed since the last call, for the speed log; also what the bar shows from now on."""
+        """A row for the speed log, with the speed since the last call, which the bar shows from now on."""
         now = time.monotonic()
         seconds = max(now - self.window_started, 1e-9)
         rate = (step - self.window_step) * self.images_per_step / seconds
@@ -84,7 +84,7 @@ class Progress:
         return {"step": step, "images_per_second": rate, "data_wait": wait, "seconds": now - self.started}
 
     def step(self, step: int) -> None:
-        """After each step."""
+        """Show that a step is done."""
         if self.bar:
             self.bar.update(self.task, completed=step, description=self.summary)
             return
@@ -95,7 +95,7 @@ class Progress:
             self.line(f"{self.unit} {step}/{self.steps}  {self.summary}  {duration(left)} left")
 
     def line(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Print a line, above the bar if there is one."""
         if self.silent:
             return
         if self.bar:

@@ -158,7 +158,7 @@ def test_the_index_is_kept_for_good(local: Path, server: ShardServer, cache: Cac
     url = f"{server.url}/train-{{000..003}}.tar"
     first = find_images(url, cache)
     assert "4 shards" in (said := capfd.readouterr().err)
-    assert "have no index beside them: each is read through, this once" in said
+    assert "have no index beside them: reading each once to build it" in said
     server.gets.clear()
     assert find_images(url, cache).fingerprint() == first.fingerprint()
     for path in tars(cache):
@@ -196,7 +196,7 @@ def test_an_index_of_another_shard_is_noticed(tmp_path: Path, cache: Cache) -> N
     assert tar.stat().st_size == size_before
     with serving(root) as server:
         images = find_images(f"{server.url}/train-000.tar", cache)
-        with pytest.raises(DataUnreachable, match=r"the index that lies beside http.*train-000\.tar is of another"):
+        with pytest.raises(DataUnreachable, match=r"the index published beside http.*train-000\.tar is of another"):
             images.content(0)
 
 
@@ -330,7 +330,7 @@ def test_a_download_cut_short_is_noticed_and_repeated(local: Path, server: Shard
 def test_a_checksum_that_the_server_tells(local: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     file = remote_files(f"file://{local}/train-000.tar")[0]
     wrong = remote_module.RemoteFile(file.url, file.name, file.size, file.version, ("md5", "0" * 32))
-    with pytest.raises(DataUnreachable, match="does not have the md5 checksum that the server tells"):
+    with pytest.raises(DataUnreachable, match="does not have the md5 checksum that the server reports"):
         FetchedFiles(RemoteFiles([wrong], cache)).file(0)
     assert remote_module._checksum({"md5Hash": "1B2M2Y8AsgTpgAmY7PhCfg=="}) == (
         "md5",
@@ -364,7 +364,7 @@ def test_a_full_disk(server: ShardServer, cache: Cache, monkeypatch: pytest.Monk
 
     with monkeypatch.context() as patch:
         patch.setattr("mimkit.data.shards.cache.flush", full)
-        with pytest.raises(DataUnreachable, match=r"cannot be kept in .*cache: no space left on device"):
+        with pytest.raises(DataUnreachable, match=r"cannot be stored in .*cache: no space left on device"):
             images.content(0)
     with pytest.raises(OSError, match="No space left"):  # not tried again
         with_retries(full, "a file", (1000,))
@@ -378,7 +378,7 @@ def test_a_full_disk(server: ShardServer, cache: Cache, monkeypatch: pytest.Monk
 def test_wrong_urls_are_one_line_each(local: Path, server: ShardServer, cache: Cache, monkeypatch) -> None:
     for url, kind, words in (
         (f"{server.url}/train-{{000..004}}.tar", FileNotFoundError, r"the shard http.*train-004\.tar does not exist"),
-        (f"{server.url}/train-{{3..1}}.tar", ValueError, "3 to 1 are no shards"),
+        (f"{server.url}/train-{{3..1}}.tar", ValueError, "the range 3..1 is empty"),
         (f"file://{local}/no/*.tar", FileNotFoundError, r"there are no \.tar or \.parquet files at file"),
         ("memory://no/a.tar", FileNotFoundError, r"the shard memory://no/a\.tar does not exist"),
         ("nothing://host/a.tar", ValueError, "Protocol not known: nothing"),

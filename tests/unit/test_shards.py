@@ -171,7 +171,7 @@ def test_wrong_shards_are_named(tmp_path: Path) -> None:
     root = shards(tmp_path / "good", (1, 1))
     with pytest.raises(FileNotFoundError, match=r"some-002\.tar does not exist"):
         find_images(root / "some-{000..002}.tar")
-    with pytest.raises(ValueError, match="3 to 1 are no shards"):
+    with pytest.raises(ValueError, match=r"the range 3\.\.1 is empty"):
         find_images(root / "some-{3..1}.tar")
     with pytest.raises(ValueError, match="no images in the 1 shards"):
         find_images(tar(tmp_path / "empty.tar", [("a.txt", b"x")]))

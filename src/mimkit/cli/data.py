@@ -17,15 +17,15 @@ def pack(
     workers: int | None = None,
     overwrite: bool = False,
 ) -> int:
-    """One pre-resized, memory-mapped, checksummed file of a folder of images, for --data: faster to read, one to copy.
+    """Pack images into one file for --data: resized, checksummed, faster to read, one file to copy.
 
     Args:
-        path: what --data of `mimkit pretrain` takes; train and val folders stay apart.
+        path: as for --data of `mimkit pretrain`; train and val folders stay separate splits.
         out: file to write.
         short_side: pixels that an image's short side has at most; nothing is enlarged.
-        quality: of the JPEG images, 1 to 100; small JPEG files stay as they are.
-        workers: processes that read and resize; default: one for each two cores, at least one, at most eight.
-        overwrite: replace a file that is there.
+        quality: of the JPEG images, 1 to 100; small JPEG files are copied as they are.
+        workers: processes that read and resize; default: one per two cores, at least one, at most eight.
+        overwrite: replace an existing file.
     """
     refuse_unwritable(out)
     if out.exists() and not overwrite:

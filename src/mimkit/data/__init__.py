@@ -1,6 +1,6 @@
-"""From files to batches: finding images, packing them, splitting them, reading them, loading them in order or shuffled.
+"""From files to batches: find images, split them, pack them, decode them, load them in order or shuffled.
 
-Images are files in folders, or lie in a pack or in tar shards: an `ImageList` all the same.
+Images are files in folders, or are stored in a pack or in shards; an `ImageList` hides the difference.
 """
 
 from mimkit.data.decode import read_image

@@ -13,13 +13,13 @@ from PIL import Image
 
 from mimkit.errors import BadImage
 
-# Twice the size from which Pillow warns: 108-megapixel photographs pass (and take 0.7 GB at most), bombs do not.
+# Twice the size at which Pillow warns: photographs of 108 megapixels pass (0.7 GB at most), decompression bombs do not.
 MAX_PIXELS = 178_956_970
 
-# What shows through transparent pixels: mid-grey, as dark drawings and white ones both stand out from it.
+# Behind transparent pixels: mid-grey, so that both dark and white drawings stand out.
 BACKGROUND = (128, 128, 128)
 
-# Formats that Pillow only names without reading them, and EPS, for which it would run Ghostscript.
+# Formats that Pillow identifies but cannot decode, and EPS, for which it would run Ghostscript.
 _NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 _ORIENTATION = 0x0112
@@ -41,11 +41,11 @@ def read_image(path: str | Path | bytes, channels: int = 3) -> Image.Image:
     agreed range: see `_eight_bits`.
 
     Args:
-        path: a file of any format that Pillow reads, whatever its suffix, or what is in it.
+        path: a file of any format that Pillow reads, whatever its suffix, or its content.
         channels: 3 for mode RGB, 1 for mode L.
 
     Raises:
-        BadImage: the file gives no image.
+        BadImage: the file cannot be read as an image.
         ValueError: another number of channels.
     """
     if channels not in (1, 3):
@@ -60,7 +60,7 @@ def read_image(path: str | Path | bytes, channels: int = 3) -> Image.Image:
             return _convert(image, "RGB" if channels == 3 else "L")
     except (BadImage, MemoryError):
         raise
-    except Exception as error:  # Pillow's readers raise nearly anything on a broken file
+    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
         raise BadImage(path, _reason(error)) from error
 
 
@@ -72,31 +72,31 @@ def image_suffixes() -> frozenset[str]:
 
 @functools.cache
 def _readable_formats() -> tuple[str, ...]:
-    """Pillow's names: the common ones first, those that know no signature and must be tried last."""
+    """Pillow's names, the common formats first; those without a signature to check last."""
     Image.init()
     names = [name for name in Image.ID if name not in _NOT_PICTURES]
     return tuple(sorted(names, key=lambda name: (name not in ("JPEG", "PNG"), Image.OPEN[name][1] is None)))
 
 
 def identify(file: BinaryIO, path: str | Path) -> Image.Image:
-    """The image with its header read. `Image.open` does the same, but warns of sizes that are allowed here."""
+    """The image with its header read. `Image.open` does the same, but warns about sizes that are allowed here."""
     start = file.read(16)
     if not start:
         raise BadImage(path, "empty file")
     for name in _readable_formats():
         factory, accept = Image.OPEN[name]
         accepted = accept is None or accept(start)
-        if accepted and not isinstance(accepted, str):  # text says why this build of Pillow cannot read it
+        if accepted and not isinstance(accepted, str):  # a string: why this build of Pillow cannot read it
             file.seek(0)
             try:
                 return factory(file, os.fspath(path))
-            except (SyntaxError, IndexError, TypeError, struct.error):  # Pillow's ways to say: not this format
+            except (SyntaxError, IndexError, TypeError, struct.error):  # not this format
                 continue
     raise BadImage(path, "not an image, or broken at its start")
 
 
 def refuse_bombs(size: tuple[int, int], path: str | Path) -> None:
-    """Raise `BadImage` for a (width, height) above `MAX_PIXELS` or of nothing."""
+    """Raise `BadImage` for a (width, height) of more than `MAX_PIXELS` pixels, or of none."""
     width, height = size
     if width * height > MAX_PIXELS:
         raise BadImage(path, f"{width} x {height} pixels, more than the {MAX_PIXELS} allowed")
@@ -108,7 +108,7 @@ def _load(image: Image.Image) -> None:
     if image.width * image.height * 2 <= MAX_PIXELS:
         image.load()
         return
-    with warnings.catch_warnings():  # some readers look at the size once more
+    with warnings.catch_warnings():  # some decoders check the size again
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image.load()
 
@@ -125,10 +125,10 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; broken EXIF data count as none."""
+    """The EXIF orientation, 1 to 8; 1 where EXIF data are missing or broken."""
     try:
         return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # the pixels are fine all the same
+    except Exception:  # the pixels may be fine all the same
         return 1
 
 
@@ -143,8 +143,8 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
 
     - 16-bit integers: 0..65535 to 0..255, rounded, never stretched, so that all images of a set are scaled alike.
     - 32-bit integers: within 0..255 as they are, within 0..65535 as 16-bit ones.
-    - floats: within 0..1 times 255, within 0..255 as they are; what is not finite counts as 0.
-    - all others: their own range to 0..255.
+    - floats: within 0..1 times 255, within 0..255 as they are; non-finite values count as 0.
+    - all others: their own range is scaled to 0..255.
     """
     if values.dtype.itemsize == 2:
         return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Which images there are: folders walked, list files read, packs and shards opened, a share held out."""
+"""Find the images of folders, list files, packs and shards, and split them into training and held-out ones."""
 
 import bisect
 import functools
@@ -30,22 +30,22 @@ _Parents = frozenset[tuple[int, int]]
 def find_images(data: Path | str, cache: Cache | None = None) -> ImageList:
     """The images of a folder and its sub-folders, of a pack, of shards, or those that a list file names.
 
-    A folder: regular files with a suffix of a format that Pillow reads; hidden files and folders are passed over, links
-    followed. The first folder of an image's path is its class, if all images lie in at least two such folders.
+    A folder: regular files with a suffix of a format that Pillow reads; hidden files and folders are ignored, links
+    followed. The first folder of an image's path is its class, if all images are in at least two such folders.
 
     A list file (`.txt`, UTF-8): one path a line, relative to the list file's folder or absolute, then, on every line or
-    on none, a tab and the name of its class. Its order is kept. Nobody looks whether the files exist.
+    on none, a tab and the name of its class. The order is kept. Whether the files exist is not checked.
 
-    A pack: what `mimkit pack` has written. Shards: see `find_shards`, and `open_url` for those at a URL. A folder that
-    `datasets` of Hugging Face has saved: see `SavedDataset`.
+    A pack: written by `mimkit pack`. Shards: see `find_shards`, and `open_url` for those at a URL. A folder saved by
+    Hugging Face's `datasets`: see `SavedDataset`.
 
     Args:
         data: a path, or a URL.
-        cache: where shards from URLs, and what is made of parquet files, are kept; default: `Cache.at()`.
+        cache: for shards from URLs and rewritten parquet files; default: `Cache.at()`.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
-        ValueError: it holds no images, a folder may not be read, or a file cannot be understood.
+        ValueError: it holds no images, a folder may not be read, or a file is malformed.
     """
     data = located(data)
     store = _open_store(data, cache)
@@ -72,8 +72,8 @@ def split(data: Path | str, held_out: float = 0.1, cache: Cache | None = None) -
 
     A folder that has `train` and one of `val`, `valid`, `validation`, `test`, with images in both, is used as it is; so
     is a pack made of one, and shards whose names begin so.
-    Otherwise each image is held out or not by a hash of its path, so that adding images moves no other one. At least
-    one image is held out where there are two; no class loses its last training image, unless all have just one.
+    Otherwise a hash of its path decides whether an image is held out, so that adding images does not move others. Of
+    two or more images at least one is held out. No class loses its last training image, unless all have just one.
 
     Args:
         data: as for `find_images`.
@@ -96,7 +96,7 @@ def split(data: Path | str, held_out: float = 0.1, cache: Cache | None = None) -
 
 
 def find_all(data: Path | str, cache: Cache | None = None) -> ImageList:
-    """All images there are, with the labels that `split` gives them: those of `train` and `val` folders in one list.
+    """All images, labelled as by `split`: those of `train` and `val` folders are in one list.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
@@ -106,7 +106,7 @@ def find_all(data: Path | str, cache: Cache | None = None) -> ImageList:
 
 
 def all_with_splits(data: Path | str, cache: Cache | None = None) -> tuple[ImageList, np.ndarray | None]:
-    """What `find_all` finds, and TRAIN or HELD_OUT for each image, uint8 [N], where the data say how they are split.
+    """What `find_all` finds, and TRAIN or HELD_OUT for each image, uint8 [N], or None where the data give no split.
 
     Raises:
         FileNotFoundError, ValueError: see `find_all`.
@@ -122,7 +122,7 @@ def all_with_splits(data: Path | str, cache: Cache | None = None) -> tuple[Image
 
 
 def given_splits(images: ImageList) -> np.ndarray | None:
-    """uint8 [N], TRAIN or HELD_OUT, where a store says which images are held out; else None."""
+    """uint8 [N], TRAIN or HELD_OUT for each image, where its store gives a split; else None."""
     if images.store is None or images.store.splits is None:
         return None
     return images.store.splits[images.positions]
@@ -141,7 +141,8 @@ def _open_store(data: Location, cache: Cache | None) -> Store | None:
     def has_images() -> bool:
         return data.is_dir() and next(_walk(data), None) is not None
 
-    if not has_images() and is_parquet(data):  # in this order: images are seen at once, sub-folders looked into last
+    # In order of cost: images are found at once, sub-folders are searched for tar files last.
+    if not has_images() and is_parquet(data):
         return open_url(f"file://{data.absolute()}", cache or Cache.at())
     return find_shards(data, has_images)
 
@@ -182,14 +183,14 @@ def _choose(images: ImageList, share: float) -> np.ndarray:
 
 
 def _hash(name: bytes) -> bytes:
-    state = _EMPTY_HASH.copy()  # cheaper than a new one
+    state = _EMPTY_HASH.copy()  # cheaper than a new hash
     state.update(name)
     return state.digest()
 
 
 def _walk(folder: Path) -> Iterator[str]:
     """Paths of the image files below a folder, relative to it, in the order of their code points."""
-    return itertools.chain.from_iterable(_walk_in_pieces(folder))  # which costs nothing per image
+    return itertools.chain.from_iterable(_walk_in_pieces(folder))  # at no cost per image
 
 
 def _walk_in_pieces(folder: Path) -> Iterator[list[str]]:
@@ -205,18 +206,18 @@ def _walk_in_pieces(folder: Path) -> Iterator[list[str]]:
 
 
 def _entries(path: str, prefix: str, parents: _Parents) -> Iterator[tuple[list[str], tuple[str, str, _Parents] | None]]:
-    """What a folder holds, in order: names of images, then what to call this with for the folder that comes next."""
+    """A folder in order: names of images, then the arguments of this function for the sub-folder after them."""
     suffixes = image_suffixes()
     status = os.stat(path)
     identity = (status.st_dev, status.st_ino)
-    if identity in parents:  # a link back to a folder that this one lies in
+    if identity in parents:  # a link to a folder that contains this one
         return
     try:
         with os.scandir(path) as entries:
             images, folders = _sorted_out(entries, prefix, suffixes)
     except PermissionError as error:
         raise ValueError(f"the folder {path} cannot be read: permission denied") from error
-    # No two names are alike, so that sorting each folder by itself sorts all paths below it.
+    # Names within a folder are unique, so sorting each folder by itself sorts all paths below it.
     start = 0
     for name, inner in sorted(folders.items()):
         end = bisect.bisect(images, name)
@@ -234,7 +235,7 @@ def _sorted_out(
         name = entry.name
         if name.startswith("."):
             continue
-        try:  # a link to nowhere, to itself, or to where we may not look
+        try:  # a dangling or circular link, or no permission
             if name[name.rfind(".") :].lower() in suffixes and entry.is_file():
                 images.append(prefix + name)
             elif entry.is_dir():
@@ -267,7 +268,7 @@ def _read_list(path: Path) -> ImageList:
 
 
 class _Classes:
-    """Classes of images, gathered one by one: the number of each name, in the order met, and of each image."""
+    """Classes of images, collected one by one: the number of each name, by first appearance, and of each image."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
@@ -278,7 +279,7 @@ class _Classes:
 
 
 def _listed(lines: Iterable[str], classes: _Classes) -> Iterator[str]:
-    """The path on each line that is not empty; its class goes to the classes, "" where there is none."""
+    """The path on each non-empty line; its class, "" where there is none, is added to `classes`."""
     for line in lines:
         if line.strip():
             path, _, name = line.rstrip("\n").partition("\t")
@@ -287,11 +288,11 @@ def _listed(lines: Iterable[str], classes: _Classes) -> Iterator[str]:
 
 
 def _top_folders(paths: StringArray) -> _Classes | None:
-    """The first folder of each path, or None if an image lies in none."""
+    """The first folder of each path, or None if an image is in no folder."""
     folders = _Classes()
     first = None
     for path in paths.encoded():
-        if first is None or not path.startswith(first):  # those of one folder come together
+        if first is None or not path.startswith(first):  # paths of one folder are adjacent
             name, slash, _ = path.partition(b"/")
             if not slash:
                 return None

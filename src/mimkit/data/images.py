@@ -1,4 +1,4 @@
-"""A list of images, wherever they lie: as files in folders, in a pack, in the shards of a tar archive."""
+"""A list of images, wherever they are stored: as files in folders, in a pack, in shards."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from mimkit.files import Location, below
 
 
 class Store(Protocol):
-    """Encoded images in something larger than a file each. It opens anew in each process that it is pickled to.
+    """Encoded images in files that hold many. Pickled to another process, it opens its files again there.
 
     Attributes:
         path: the file or folder, or its URL.
         names: of N images, with `/` between folders.
         labels: int64 [N], positions in `classes`, or None.
-        classes: names, in an order that stays, or None.
+        classes: names, in a fixed order, or None.
         splits: uint8 [N], TRAIN or HELD_OUT for each image where the split is given, else None.
-        shards: int64 [N], rising: the file that each image lies in where there are several, else None.
+        shards: int64 [N], non-decreasing: the file that holds each image where there are several, else None.
     """
 
     @property
@@ -46,29 +46,29 @@ class Store(Protocol):
         """One image, still encoded.
 
         Raises:
-            BadImage: it cannot be read, or is not what was written.
-            DataUnreachable: it lies elsewhere, and cannot be fetched.
+            BadImage: it cannot be read, or is damaged.
+            DataUnreachable: it is remote, and cannot be fetched.
         """
 
     def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
-        """Learn which shards are being read, and which come next, so that they are here by then."""
+        """Take note of the shards in use and of those that come next, to fetch them in time."""
 
     def identity(self, positions: np.ndarray) -> bytes:
-        """What tells images of one name apart, as far as it is known without reading them."""
+        """Bytes that change when the images do, as far as that is known without reading them."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageList:
-    """Images, with their class where they have one. Made without looking into any image.
+    """Images, with their class where they have one. No image is opened to make it.
 
     Args:
-        root: the folder that paths are relative to, or where the store lies, which may be a URL.
+        root: the folder that paths are relative to, or the store's path or URL.
         paths: with `/` between folders; sorted, or in the order of their list file, where they may be absolute. Any
-            sequence of strings; kept as `StringArray`.
+            sequence of strings; stored as `StringArray`.
         labels: int64 [N], positions in `classes`, or None.
         classes: names, or None.
-        store: what the images lie in, if they are not files of their own.
-        positions: int64 [N], where in the store.
+        store: holds the images, if they are not files of their own.
+        positions: int64 [N], their positions in the store.
     """
 
     root: Location
@@ -91,7 +91,7 @@ class ImageList:
         return len(self.paths)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What a store has in its file is read there again, not sent to other processes."""
+        """Of a store only the positions are pickled: the other process opens it again."""
         if self.store is None:
             return ImageList, (self.root, self.paths, self.labels, self.classes)
         return ImageList.of, (self.store, self.positions)
@@ -101,7 +101,7 @@ class ImageList:
         return below(self.root, self.paths[index])
 
     def content(self, index: int) -> Path | bytes:
-        """What the image is decoded from: its file, or what a store has in its place.
+        """What the image is decoded from: the path of its file, or its bytes in the store.
 
         Raises:
             BadImage: the store cannot read it.
@@ -112,19 +112,19 @@ class ImageList:
 
     @property
     def shards(self) -> np.ndarray | None:
-        """int64 [N]: the shard that each image lies in, or None."""
+        """int64 [N]: the shard of each image, or None."""
         if self.store is None or self.store.shards is None:
             return None
         return self.store.shards[self.positions]
 
     def shards_of(self, indices: np.ndarray | slice) -> np.ndarray | None:
-        """int64: the shards that some of the images lie in, or None."""
+        """int64: the shards of some of the images, or None."""
         if self.store is None or self.store.shards is None or self.positions is None:
             return None
         return self.store.shards[self.positions[indices]]
 
     def prefetch(self, current: np.ndarray, upcoming: np.ndarray) -> None:
-        """Say which shards are being read, and which come next."""
+        """Tell the store which shards are in use, and which come next."""
         if self.store is not None:
             self.store.prefetch(current.tolist(), upcoming.tolist())
 
@@ -139,9 +139,9 @@ class ImageList:
     def fingerprint(self) -> str:
         """SHA-256 over relative paths, labels and class names, in hexadecimal.
 
-        It neither reads the files nor asks for their sizes, so that a million images on a network disk take a second:
-        a file whose content changed under the same name goes unnoticed. In a store, where they are at hand, the
-        checksums or sizes of the images take part. The root takes none: a moved folder keeps its fingerprint.
+        Files are neither read nor stat'ed, so that a million images on a network disk take a second: a file whose
+        content changed under the same name goes unnoticed. For a store, the checksums or sizes that it knows are
+        included. The root is not: a moved folder keeps its fingerprint.
         """
         labels = b"" if self.labels is None else self.labels.astype("<i8").tobytes()
         sections = [labels, "\0".join(self.classes or []).encode("utf-8", "surrogateescape")]

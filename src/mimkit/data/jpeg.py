@@ -1,12 +1,11 @@
-"""Images opened for cutting: JPEG by simplejpeg and torch where that is installed, everything else by Pillow.
+"""Open images for views: JPEG by simplejpeg and torch where simplejpeg is installed, everything else by Pillow.
 
-simplejpeg decodes to the same pixels as Pillow. torch's antialiased filters on uint8 are Pillow's but for their
-rounding: a view's mean error is 0.04 grey levels, 0.3 at worst, as Pillow itself is 0.3 from exact arithmetic. Of
-images above `LARGE` pixels only a half, quarter or eighth of the resolution is decoded, where that leaves the cut twice
-the pixels it needs each way: mean error 0.35, 0.6 at worst.
+simplejpeg decodes to the same pixels as Pillow. torch's antialiased filters on uint8 equal Pillow's up to rounding: a
+view's mean error is 0.04 grey levels, 0.3 at worst, as Pillow itself is 0.3 from exact arithmetic. Images above `LARGE`
+pixels are decoded at a half, quarter or eighth of their resolution, where that leaves the crop twice the pixels that it
+needs per side: mean error 0.35, 0.6 at worst.
 
-The boxes that views draw are the same either way, and so is which files are bad: what simplejpeg refuses, Pillow
-judges.
+Views draw the same boxes either way, and the same files count as bad: what simplejpeg refuses, Pillow decides.
 """
 
 import functools
@@ -32,7 +31,7 @@ MARGIN = 2
 _START = b"\xff\xd8\xff"
 _FILTERS = {Image.Resampling.BICUBIC: "bicubic", Image.Resampling.BILINEAR: "bilinear"}
 
-# EXIF orientation: whether rows and columns change places; then, whether they are reversed: rows, columns.
+# By EXIF orientation: whether the image is transposed, then whether its rows and its columns are reversed.
 _TURNS = {
     1: (False, False, False),
     2: (False, False, True),
@@ -46,7 +45,7 @@ _TURNS = {
 
 
 def choose_decoder(wanted: Decoder) -> Literal["simplejpeg", "pillow"]:
-    """What `auto` means on this machine, for the record of a run; what is wanted by name must be installed.
+    """The decoder that `auto` stands for on this machine, for run.json; one given by name must be installed.
 
     Raises:
         ValueError: simplejpeg is wanted and missing.
@@ -57,17 +56,17 @@ def choose_decoder(wanted: Decoder) -> Literal["simplejpeg", "pillow"]:
 
 
 def open_image(source: str | Path | bytes, channels: int = 3, *, decode: Decoder = "auto") -> Picture:
-    """An image that can be cut, upright, in 8 bits: what `read_image` gives, but for rounding and time.
+    """An image that can be cut, upright, in 8 bits: as from `read_image`, up to rounding, but faster.
 
-    A JPEG may be decoded only when it is cut, so that `cut` too may raise `BadImage`.
+    A JPEG may be decoded only by `cut`, which may then raise `BadImage` too.
 
     Args:
-        source: a file of any format that Pillow reads, whatever its suffix, or what is in it.
+        source: a file of any format that Pillow reads, whatever its suffix, or its content.
         channels: 3 for colour, 1 for grey.
-        decode: pillow gives exactly Pillow's pixels; auto and simplejpeg see `choose_decoder`.
+        decode: pillow gives exactly Pillow's pixels; for auto and simplejpeg see `choose_decoder`.
 
     Raises:
-        BadImage: the file gives no image.
+        BadImage: the file cannot be read as an image.
         ValueError: another number of channels, or a decoder that is not installed.
     """
     if channels not in (1, 3) or choose_decoder(decode) == "pillow":
@@ -78,7 +77,7 @@ def open_image(source: str | Path | bytes, channels: int = 3, *, decode: Decoder
     try:
         height, width, colours, _ = _simplejpeg().decode_jpeg_header(data)
         turned = orientation(identify(io.BytesIO(data), "")) if _may_be_turned(data) else 1
-    except Exception:  # whatever it is, Pillow says it better
+    except Exception:  # whatever it is, Pillow's message is better
         return PillowPicture(read_image(source, channels))
     if colours not in ("YCbCr", "RGB", "Gray"):
         return PillowPicture(read_image(source, channels))
@@ -88,14 +87,14 @@ def open_image(source: str | Path | bytes, channels: int = 3, *, decode: Decoder
 
 
 class JpegPicture:
-    """A JPEG that is decoded when it is cut, no finer than the cut needs; the last decoding is kept for the next cut.
+    """A JPEG that `cut` decodes, at no higher resolution than it needs; the last decoding is kept for the next cut.
 
     Args:
         data: the file's content.
         stored: (width, height) in the file.
         channels: 3 or 1.
         coloured: whether it must be decoded in colour.
-        turned: EXIF orientation; what is none counts as 1.
+        turned: EXIF orientation; an invalid one counts as 1.
         path: for messages.
     """
 
@@ -158,7 +157,7 @@ class JpegPicture:
                 return None
             if pixels.shape[:2] != (height, width):
                 return None
-            if self.channels == 1:  # a colour file's own luma is not that of the colours it shows
+            if self.channels == 1:  # the luma stored in a colour file is not Pillow's grey of its RGB
                 pixels = np.array(Image.fromarray(pixels).convert("L")) if self.coloured else pixels[:, :, 0]
             self._decoded = factor, pixels
         return self._decoded[1]
@@ -178,13 +177,13 @@ def _resize(pixels: np.ndarray, size: Size, filter_name: str) -> np.ndarray:
         return pixels
     grey = pixels.ndim == 2
     images = torch.from_numpy(pixels[:, :, None] if grey else pixels).permute(2, 0, 1)[None]
-    images = images.contiguous(memory_format=torch.channels_last)  # torch does not see that it is for a single image
+    images = images.contiguous(memory_format=torch.channels_last)  # torch does not notice it for a single image
     resized = F.interpolate(images, size, mode=filter_name, antialias=True)[0].permute(1, 2, 0).numpy()
     return resized[:, :, 0] if grey else resized
 
 
 def _read_jpeg(path: str | Path) -> bytes | None:
-    """What is in a file that begins as JPEG files do; None for any other, and for what cannot be read."""
+    """The content of a file that starts like JPEG; None for any other, and where it cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:
             return _START + file.readall() if file.read(len(_START)) == _START else None
@@ -193,7 +192,7 @@ def _read_jpeg(path: str | Path) -> bytes | None:
 
 
 def _may_be_turned(data: bytes) -> bool:
-    """Whether a JPEG has an APP1 segment, where EXIF and XMP lie, or anything odd among its segments."""
+    """Whether a JPEG has an APP1 segment, which holds EXIF and XMP, or anything odd among its segments."""
     place = 2
     while data[place] == 0xFF and data[place + 1] != 0xE1:
         if data[place + 1] == 0xDA:  # the pixels

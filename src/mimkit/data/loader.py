@@ -1,6 +1,6 @@
-"""Batches of views: shuffled without end for training, in order for evaluation.
+"""Batches of views: shuffled and endless for training, in order for evaluation.
 
-Every batch is a function of the seed and its number, whatever the number of workers and wherever a run resumed.
+Every batch is a function of the seed and its number: neither the number of workers nor a resume changes it.
 
 Shapes: B batch, C channels, H W pixels.
 """
@@ -33,11 +33,11 @@ class Batch:
     """Views of some images.
 
     Args:
-        images: uint8 [B, C, H, W], in memory with the channels last, as decoders write them.
-        keys: int64 [B], one for each (seed, epoch, image, repeat), from which further draws such as masks are made.
+        images: uint8 [B, C, H, W], channels last in memory, as decoders write them.
+        keys: int64 [B], one per (seed, epoch, image, repeat), that further random draws, such as masks, start from.
         batch_key: int64 [1], the same for all micro-batches of one training batch.
         indices: int64 [B], positions in the image list.
-        skipped: (path, reason) of each bad image that was met on the way.
+        skipped: (path, reason) of each unreadable image met.
     """
 
     images: Tensor
@@ -50,27 +50,27 @@ class Batch:
         return len(self.indices)
 
     def inputs(self, device: torch.device | str) -> dict[str, Tensor]:
-        """What `Method` is called with, on a device. From pinned memory, nothing waits for the copy."""
+        """The arguments for `Method`, on a device. From pinned memory the copy is asynchronous."""
         tensors = {"images": self.images, "keys": self.keys, "batch_key": self.batch_key}
         return {name: tensor.to(device, non_blocking=tensor.is_pinned()) for name, tensor in tensors.items()}
 
     def pin_memory(self) -> "Batch":
-        """The batch in memory that a GPU copies from by itself; torch's loader asks for it by this name."""
+        """The batch in page-locked memory; torch's DataLoader calls this method by its name."""
         images, keys, batch_key = (tensor.pin_memory() for tensor in (self.images, self.keys, self.batch_key))
         return replace(self, images=images, keys=keys, batch_key=batch_key)
 
 
 @dataclass(frozen=True, eq=False)
 class TrainBatches:
-    """Random views of all images, shuffled in each pass; the images that do not fill a last batch wait for the next.
+    """Random views of all images, shuffled anew in each epoch; images that do not fill a last batch are left out of it.
 
     A batch can come in several equal micro-batches, for steps that accumulate gradients and for several processes;
     together they are the same images with the same keys. A bad image is replaced by one that comes soon after its
-    batch in the pass's order.
+    batch in the epoch's order.
 
     With repeats R, an image is decoded once and gives R views, each with a key of its own, side by side in the batch:
-    B views come from B / R images. A step and an epoch have as many views as without repeats, and an R-th of the
-    decoding; a pass over all images takes R epochs.
+    B views come from B / R images. A step and `steps_per_epoch` count as many views as without repeats, for an R-th of
+    the decoding; all images are used once in R times `steps_per_epoch` steps.
 
     Images in shards are shuffled within a few shards at a time; see `Order`.
 
@@ -79,14 +79,14 @@ class TrainBatches:
         view: makes an array of the size from an image.
         size: (H, W).
         channels: 3 or 1.
-        decode: with what; see `open_image`.
-        batch_size: views per batch, which is to say per step, over all processes.
+        decode: the decoder; see `open_image`.
+        batch_size: views per step, over all processes.
         accumulation: steps that gradients accumulate over: the micro-batches of each process in a batch.
         repeats: views of each image.
-        seed: of order, views and keys.
-        workers: processes that read; 0 reads in this one.
-        prefetch: micro-batches that each of them reads ahead.
-        pin_memory: whether what they read comes in pinned memory, for a GPU.
+        seed: for order, views and keys.
+        workers: data workers; 0 reads in this process.
+        prefetch: micro-batches that each worker reads ahead.
+        pin_memory: return batches in page-locked memory, for asynchronous copies to a GPU.
         rank: which of the processes this is.
         world: how many processes train together.
 
@@ -123,7 +123,7 @@ class TrainBatches:
             )
         if self.repeats < 1 or self.micro_batch % self.repeats:
             raise ValueError(
-                f"{self.micro_batch} views, what a process computes at once, are not made of {self.repeats} repeats"
+                f"a micro-batch of {self.micro_batch} views does not divide into {self.repeats} repeats of its images"
             )
         if not 1 <= self._images_per_step <= len(self.images):
             needed = f" of {self.repeats} views each" if self.repeats > 1 else ""
@@ -150,7 +150,7 @@ class TrainBatches:
 
     @functools.cached_property
     def _shards(self) -> np.ndarray | None:
-        """int64 [S]: what the images' store calls the shards of the order, if there are any."""
+        """int64 [S]: the store's numbers of the shards that `_order` numbers 0 .. S - 1; None without shards."""
         return self.images.shards_of(self._order.limits[:-1])
 
     def from_step(self, step: int) -> Generator[Batch]:
@@ -159,15 +159,15 @@ class TrainBatches:
         Raises:
             TooManyBadImages: see `micro_batch_at`.
         """
-        _ = self._order, self._shards  # made here once, rather than by each worker
+        _ = self._order, self._shards  # computed here once, not by each worker
         numbers = itertools.count(step * self.accumulation)
         return in_order(self.micro_batch_at, numbers, self.workers, prefetch=self.prefetch, pin_memory=self.pin_memory)
 
     def micro_batch_at(self, number: int) -> Batch:
-        """One micro-batch, by its number over all steps, read in this process.
+        """This process's micro-batch of a number, which counts over all steps; read in the calling process.
 
         Raises:
-            TooManyBadImages: 100 candidates in a row, or all images there are, were bad.
+            TooManyBadImages: 100 candidates in a row, or all images, were bad.
         """
         count, order = len(self.images), self._order
         views = Views(self.images, self.view, self.size, self.channels, self.decode)
@@ -194,7 +194,7 @@ class TrainBatches:
                     )
                 indices[slot : slot + 1] = order.at(self.seed, epoch, np.array([next(spares) % count]))
                 keys[cuts] = self._view_keys(epoch, indices[slot : slot + 1])
-        # The key of no image, and not the order's, which is that of -1.
+        # No image has these indices, and -1 is the order's.
         batch_key = _image_keys(self.seed, epoch, np.array([-2 - place // self.accumulation]))
         return _batch(pixels, keys, batch_key, indices.repeat(self.repeats), skipped)
 
@@ -223,7 +223,7 @@ class TrainBatches:
         return seconds
 
     def _view_keys(self, epoch: int, indices: np.ndarray) -> np.ndarray:
-        """int64 [images] to int64 [images * repeats]; the first repeat of an image has the key it has without."""
+        """int64 [images] to int64 [images * repeats]; an image's first repeat has its key without repeats."""
         first = _image_keys(self.seed, epoch, indices)[:, None]
         more = scramble(scramble(~torch.from_numpy(first)) + torch.arange(1, self.repeats)).numpy()
         return np.concatenate([first, more], axis=1).ravel()
@@ -239,7 +239,7 @@ def load_images(
     workers: int = 0,
     batch_size: int = 256,
 ) -> Iterator[Batch]:
-    """All good images once, in order, the last batch smaller; bad ones are left out and reported.
+    """All readable images once, in order, the last batch smaller; the others are left out and reported as skipped.
 
     A batch of bad images only has B = 0. Keys are those of seed 0 and epoch 0.
 
@@ -255,7 +255,7 @@ def load_images(
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """Reads images and cuts views from them."""
+    """Reads images and makes views of them."""
 
     images: ImageList
     view: View
@@ -267,7 +267,7 @@ class Views:
         return np.empty((count, *self.size, self.channels), dtype=np.uint8)
 
     def put(self, pixels: np.ndarray, index: int | np.int64, keys: np.ndarray) -> BadImage | None:
-        """Read one image and write its view for each key into [keys, H, W, C], or tell why there is none."""
+        """Read one image and write its view for each key into [keys, H, W, C], or return why it cannot be read."""
         index = int(index)
         try:
             image = open_image(self.images.content(index), self.channels, decode=self.decode)
@@ -276,7 +276,7 @@ class Views:
         for key, cut in zip(keys, pixels, strict=True):
             try:
                 view = self.view(image, self.size, np.random.default_rng(int(key) % 2**64))
-            except BadImage as error:  # some are decoded only now
+            except BadImage as error:  # some formats decode only when a view is cut
                 return BadImage(self.images.path(index), error.reason)
             except Exception as error:
                 error.add_note(f"while making a view of {self.images.path(index)}")
@@ -307,7 +307,7 @@ def _read_in_order(views: Views, batch_size: int, step: int) -> Batch:
 
 
 def _prefetch(images: ImageList, current: np.ndarray, upcoming: np.ndarray) -> None:
-    """Say which images are read now and which soon, those past the end aside, where they lie in shards."""
+    """Tell a store with shards which images are read now and which come next; indices past the end are ignored."""
     read_now, read_next = images.shards_of(current), images.shards_of(upcoming[upcoming < len(images)])
     if read_now is not None and read_next is not None:
         images.prefetch(np.unique(read_now), np.unique(read_next))

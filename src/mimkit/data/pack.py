@@ -1,11 +1,11 @@
-"""The pack: one memory-mapped, checksummed file of small JPEG images, in place of a folder of large ones.
+"""The pack: one memory-mapped, checksummed file of small JPEG images, made from a folder of larger ones.
 
-    header   128 bytes: magic, version, number of images, where the index lies, the fingerprint of the images it was
-             made from, SHA-256 of the index, CRC-32 of the header itself
+    header   128 bytes: magic, version, number of images, offset and length of the index, fingerprint of the images it
+             was made from, SHA-256 of the index, CRC-32 of the header itself
     images   one JPEG after the other
-    index    what is known of them (JSON), then arrays: place, length, CRC-32, width, height, label, split, name
+    index    metadata (JSON), then arrays: offset, length, CRC-32, width, height, label, split, name
 
-All numbers are little-endian. The index holds a checksum of every image, so that its own stands for the whole file.
+All numbers are little-endian. The index holds a checksum of every image, so its own covers the whole file.
 
 Shapes: N images, T bytes of text.
 """
@@ -42,7 +42,7 @@ _JPEG_START = b"\xff\xd8\xff"
 _AT_ONCE = 32
 _PREAD = hasattr(os, "pread")
 
-# Of the index, in this order; labels and splits, kept as "parts", may be missing.
+# Arrays of the index, in this order. Labels and splits, which the format calls "parts", may be missing.
 _ARRAYS = {
     "starts": "<i8", "lengths": "<i8", "checksums": "<u4", "widths": "<i4", "heights": "<i4", "labels": "<i8",
     "parts": "|u1", "name_limits": "<i8", "text": "|u1",
@@ -50,7 +50,7 @@ _ARRAYS = {
 
 
 def is_pack(path: Path) -> bool:
-    """Whether a file begins as packs do."""
+    """Whether a file starts like a pack."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -58,13 +58,13 @@ def is_pack(path: Path) -> bool:
 
 
 class Pack:
-    """A pack, opened for reading: a `Store`. What it costs in memory does not grow with the number of images.
+    """A pack, opened for reading: a `Store`. Its memory does not grow with the number of images.
 
     Args:
         path: the file.
 
     Raises:
-        ValueError: it is no pack, of a later version, cut short, or its index is damaged.
+        ValueError: it is not a pack, of a later version, truncated, or its index is damaged.
     """
 
     shards = None
@@ -124,7 +124,7 @@ class Pack:
         """
         start, length = int(self._starts[position]), int(self._lengths[position])
         try:
-            # Through the map, what was read would count as this process's memory, and a failing disk would kill it.
+            # Read through the map, pages would count as this process's memory, and a disk error would be a SIGBUS.
             data = os.pread(self._file, length, start) if _PREAD else self._map[start : start + length]
         except OSError as error:
             raise BadImage(self.path / self.names[position], (error.strerror or str(error)).lower()) from error
@@ -139,11 +139,11 @@ class Pack:
         return self._checksums[positions].tobytes()
 
     def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
-        """Nothing to do: there are no shards."""
+        """Nothing to do: a pack has no shards."""
 
 
 def _reopened(path: Path, digest: bytes) -> Pack:
-    """In another process, where it need not be checked once more."""
+    """The pack in another process, which need not verify its checksum again."""
     pack = Pack.__new__(Pack)
     pack.path = path
     index = pack._open()
@@ -155,7 +155,7 @@ def _reopened(path: Path, digest: bytes) -> Pack:
 
 @dataclass(frozen=True)
 class Packed:
-    """What became of a list of images.
+    """The result of `write_pack`.
 
     Args:
         images: how many were packed.
@@ -178,10 +178,10 @@ def write_pack(
     workers: int = 0,
     report: Callable[[int], None] = lambda done: None,
 ) -> Packed:
-    """Pack images, in their order; the file is the same whatever the number of workers, and whole or not there.
+    """Pack images, in their order. The number of workers does not change the file, which is written atomically.
 
-    An image whose short side is longer is resized to it (bicubic, antialiased), and written as JPEG: grey if all its
-    pixels are. A JPEG file that is small enough stays as it is, byte for byte.
+    An image with a longer short side is resized to `short_side` (bicubic, antialiased) and written as JPEG, in grey if
+    all its pixels are grey. A JPEG file that is small enough is copied byte for byte.
 
     Args:
         images: what to pack.
@@ -189,7 +189,7 @@ def write_pack(
         out: file to write.
         short_side: in pixels, at most; nothing is enlarged.
         quality: of the JPEG images, 1 to 100.
-        workers: processes that read and shrink.
+        workers: processes that read and resize.
         report: called with the number of images done.
 
     Raises:
@@ -238,7 +238,7 @@ def write_pack(
 
 
 def _write_index(file: BinaryIO, about: dict[str, Any], arrays: dict[str, np.ndarray], count: int, source: str) -> None:
-    """The index behind the images, then the header in its place; leaves the file at its end."""
+    """Write the index after the images, then the header at the start; leaves the file position at the end."""
     file.write(bytes(_aligned(file.tell()) - file.tell()))
     start = file.tell()
     text = json.dumps(about).encode()
@@ -256,7 +256,7 @@ def _write_index(file: BinaryIO, about: dict[str, Any], arrays: dict[str, np.nda
 def _shrink_some(
     images: ImageList, short_side: int, quality: int, number: int
 ) -> list[tuple[bytes, tuple[int, int]] | str]:
-    """JPEG and (width, height) of each of some images, or why there is none."""
+    """JPEG and (width, height) of each of some images, or why it cannot be packed."""
     some = range(number * _AT_ONCE, min((number + 1) * _AT_ONCE, len(images)))
     return [_shrink(images, index, short_side, quality) for index in some]
 

@@ -1,8 +1,8 @@
-"""Many names in little memory: three arrays in place of a million Python strings.
+"""Many strings in little memory: three arrays in place of a million Python objects.
 
-Arrays are shared by forked workers as they are, where reading a list of strings would copy it, page by page.
+Forked workers share arrays; reading a list of strings would copy its pages, as reference counts change.
 
-Shapes: N names, T bytes of text.
+Shapes: N strings, T bytes of text.
 """
 
 import itertools
@@ -16,24 +16,24 @@ _AT_ONCE = 1 << 16
 
 
 class StringArray(Sequence[str]):
-    """A sequence of texts that cannot be changed.
+    """An immutable sequence of strings.
 
     Args:
         text: uint8 [T], UTF-8; file names need not be valid text, as in `os.fsencode`.
-        starts: int64 [N], where each begins.
-        ends: int64 [N], where each has ended.
+        starts: int64 [N], offset of each string.
+        ends: int64 [N], offset of its end.
     """
 
     def __init__(self, text: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:
         self.text, self.starts, self.ends = text, starts, ends
 
     @classmethod
-    def of(cls, names: Iterable[str]) -> "StringArray":
-        """The same names."""
-        if isinstance(names, StringArray):
-            return names
-        text, lengths, names = bytearray(), array("q", [0]), iter(names)
-        while some := [name.encode("utf-8", "surrogateescape") for name in itertools.islice(names, _AT_ONCE)]:
+    def of(cls, strings: Iterable[str]) -> "StringArray":
+        """An array of some strings."""
+        if isinstance(strings, StringArray):
+            return strings
+        text, lengths, strings = bytearray(), array("q", [0]), iter(strings)
+        while some := [one.encode("utf-8", "surrogateescape") for one in itertools.islice(strings, _AT_ONCE)]:
             text += b"".join(some)
             lengths.extend(map(len, some))
         limits = np.frombuffer(lengths, dtype=np.int64).cumsum()
@@ -54,7 +54,7 @@ class StringArray(Sequence[str]):
         return self.text[self.starts[index] : self.ends[index]].tobytes().decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
-        return (name.decode("utf-8", "surrogateescape") for name in self.encoded())
+        return (one.decode("utf-8", "surrogateescape") for one in self.encoded())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str):
@@ -67,12 +67,12 @@ class StringArray(Sequence[str]):
         return repr([*self[:3], *(["..."] if len(self) > 3 else [])])
 
     def encoded(self) -> Iterator[bytes]:
-        """The bytes of each name."""
-        for start in range(0, len(self), _AT_ONCE):  # so that what `tolist` makes stays small
+        """The bytes of each string."""
+        for start in range(0, len(self), _AT_ONCE):  # so that the lists stay small
             some = slice(start, start + _AT_ONCE)
             for first, end in zip(self.starts[some].tolist(), self.ends[some].tolist(), strict=True):
                 yield self.text[first:end].tobytes()
 
     def take(self, indices: np.ndarray) -> "StringArray":
-        """Some of the names, in the order given; the text is shared."""
+        """Some of the strings, in the order given; the text is shared."""
         return StringArray(self.text, self.starts[indices], self.ends[indices])

@@ -1,6 +1,7 @@
-"""Work on numbered things in other processes, its results in order.
+"""Map numbers to results in worker processes, in order.
 
-Workers leave signals to the main process, which may still need them to stop in good order, and end when it does.
+Signals that ask a run to stop do not end workers at once, as the main process needs them to finish its step; they end
+when it does.
 """
 
 import atexit
@@ -27,17 +28,17 @@ Made = TypeVar("Made")
 def in_order(
     make: Callable[[int], Made], numbers: Iterable[int], workers: int, *, prefetch: int = 2, pin_memory: bool = False
 ) -> Generator[Made]:
-    """What `make` makes of each number, in their order, here or in worker processes. Closing it ends them.
+    """`map(make, numbers)`, computed by worker processes. Closing the iterator ends them.
 
     Args:
-        make: is sent to the workers.
-        numbers: without end, or few.
-        workers: how many; 0 makes all here.
-        prefetch: how many results each worker is ahead.
-        pin_memory: have workers' results put into memory that a GPU copies from by itself: their `pin_memory()`.
+        make: called in the workers, so it must be picklable.
+        numbers: may be endless.
+        workers: number of processes; 0 computes in this one.
+        prefetch: results that each worker computes ahead.
+        pin_memory: call `pin_memory()` of results that come from workers.
 
     Raises:
-        Whatever `make` raises; in a worker only `CannotGoOn` keeps its message to itself.
+        Whatever `make` raises. From a worker, only `CannotGoOn` comes without torch's added traceback.
     """
     if workers == 0:
         yield from map(make, numbers)
@@ -45,12 +46,12 @@ def in_order(
     loader = DataLoader(
         _Numbered(make),
         sampler=numbers,
-        batch_size=None,  # a worker makes a whole one
+        batch_size=None,  # a worker's result is a batch already
         num_workers=workers,
         prefetch_factor=prefetch,
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # else it draws its workers' seeds from the global one
+        generator=torch.Generator(),  # without one, DataLoader draws the workers' seeds from the global generator
     )
     results = iter(loader)
     end = functools.partial(_end_workers, results)
@@ -66,14 +67,14 @@ def in_order(
 
 
 def _end_workers(results: Any) -> None:
-    """Dropping the iterator would do as well, but a traceback may keep it."""
+    """Explicitly, as a traceback may keep the iterator alive."""
     results._shutdown_workers()
     for worker in results._workers:
-        worker.kill()  # one that is still deep in its work
+        worker.kill()  # one may still be busy
 
 
 class _Numbered(Dataset):
-    """What a worker runs. Its expected failure travels as a value: torch would bury the message in a traceback."""
+    """A worker's data set. `CannotGoOn` is returned, not raised: torch would bury its message in a traceback."""
 
     def __init__(self, make: Callable[[int], Any]) -> None:
         self.make = make
@@ -87,8 +88,8 @@ class _Numbered(Dataset):
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what matters comes back as `skipped`
-    # A signal to the whole process group asks the main process to stop in good order: it still needs its workers then.
+    warnings.filterwarnings("ignore", module="PIL")  # odd metadata; unreadable images are reported as `skipped`
+    # SIGINT reaches the whole process group; the main process needs its workers to finish the step and save.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -98,6 +99,6 @@ def _start_worker(worker: int) -> None:
 
 
 def _die_with(parent: BaseProcess) -> None:
-    """torch looks only at its direct parent, which may be a fork server that lives as long as this process does."""
+    """torch watches only the direct parent, which may be a fork server that lives as long as this process does."""
     parent.join()
     os._exit(1)

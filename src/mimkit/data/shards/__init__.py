@@ -1,1 +1,1 @@
-"""Images in shards: tar, parquet and saved data sets, here or at URLs, kept in a bounded cache."""
+"""Images in shards: tar and parquet files, local or at URLs through a bounded cache, and saved data sets."""

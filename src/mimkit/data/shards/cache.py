@@ -1,8 +1,8 @@
-"""A folder that keeps what was fetched, up to a size: whole files only, shared by all processes of a machine.
+"""A cache of fetched files, bounded in size and shared by all processes of a machine.
 
-A file is made under another name, by one process while the others wait, and renamed when it is complete. Those used
-least recently make room for new ones. One that any living process has open stays: on POSIX its readers hold a shared
-lock on it, and elsewhere open files cannot be removed.
+One process writes a file under another name, while the others wait, and renames it when it is complete. The least
+recently used files make room for new ones. Files that a process has open are never removed: on POSIX their readers hold
+a shared lock, and Windows refuses to remove open files.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ class Cache:
     """A bounded folder of files.
 
     Args:
-        folder: is made when it is needed.
-        limit: bytes of all files together. Those that processes have open are kept even where they alone are more.
+        folder: created when first needed.
+        limit: total bytes of all files. Files that are open are kept even where they alone exceed it.
     """
 
     folder: Path
@@ -39,10 +39,10 @@ class Cache:
 
     @classmethod
     def at(cls, folder: Path | None = None, gigabytes: float | None = None) -> "Cache":
-        """The cache at a place; what is None comes from MIMKIT_CACHE and MIMKIT_CACHE_GB, or is the platform's.
+        """The cache in a folder; None means MIMKIT_CACHE and MIMKIT_CACHE_GB, or else the platform's default.
 
         Raises:
-            ValueError: MIMKIT_CACHE_GB is no number above 0.
+            ValueError: MIMKIT_CACHE_GB is not a number above 0.
         """
         if gigabytes is None:
             text = os.environ.get("MIMKIT_CACHE_GB", str(DEFAULT_GB))
@@ -56,36 +56,36 @@ class Cache:
         return cls(folder or (Path(named) if named else _platform_cache()), int(gigabytes * GIGABYTE))
 
     def get_small(self, name: str) -> bytes | None:
-        """What `put_small` has kept, or None."""
+        """The data that `put_small` has stored, or None."""
         try:
             return (self.folder / "index" / name).read_bytes()
         except OSError:
             return None
 
     def put_small(self, name: str, data: bytes) -> None:
-        """Keep a small file for good, outside the bound.
+        """Store a small file that is never evicted and does not count towards the limit.
 
         Raises:
             DataUnreachable: it cannot be written.
         """
         try:
             (self.folder / "index").mkdir(parents=True, exist_ok=True)
-            with self._lock("index", wait=True):  # several processes may have learned the same
+            with self._lock("index", wait=True):  # several processes may store the same
                 write_bytes(self.folder / "index" / name, data)
         except OSError as error:
-            raise DataUnreachable(f"nothing can be kept in {self.folder}: {error.strerror or error}") from error
+            raise DataUnreachable(f"the cache {self.folder} cannot be written: {error.strerror or error}") from error
 
     def fetch(self, name: str, size: int, make: Callable[[Path], None], *, wait: bool = True) -> bool:
-        """See to it that there is a file of a name. False where another process is making it and this one won't wait.
+        """Make sure that a file is in the cache. False if another process is writing it and `wait` is not set.
 
         Args:
             name: of the file.
-            size: bytes that it is going to have, about.
-            make: writes it, whole, to a path.
-            wait: for another process that is making it.
+            size: its expected bytes.
+            make: writes it completely to a path.
+            wait: for another process that is writing it.
 
         Raises:
-            OSError: there is no room on the disk, and the like.
+            OSError: the disk is full, and the like.
             Whatever `make` raises.
         """
         path = self.folder / name
@@ -108,7 +108,7 @@ class Cache:
         return True
 
     def open(self, name: str) -> FileIO | None:
-        """A file for reading, which stays as long as it is open; None if it is not there."""
+        """A file for reading, which is not evicted while it is open; None if it is not in the cache."""
         path = self.folder / name
         try:
             file = path.open("rb", buffering=0)
@@ -116,7 +116,7 @@ class Cache:
             return None
         if HAS_LOCKS:
             lock_open_file(file, shared=True)
-            if not os.fstat(file.fileno()).st_nlink:  # removed just before
+            if not os.fstat(file.fileno()).st_nlink:  # removed between opening and locking
                 file.close()
                 return None
         os.utime(path)
@@ -127,7 +127,10 @@ class Cache:
         return FileLock(self.folder / "locks" / f"{name}.lock", timeout=-1 if wait else 0)
 
     def _make_room(self, name: str, size: int) -> Path:
-        """Remove what was used longest ago until a file fits; returns where to write it, its size announced."""
+        """Evict least recently used files until a new one fits; returns the path to write it to.
+
+        The size that the file is going to have is part of this path, so that other processes count it.
+        """
         with self._lock("room", wait=True):
             kept: list[tuple[int, int, Path]] = []
             total = size
@@ -147,14 +150,14 @@ class Cache:
             unfinished.touch()
         if total > self.limit:
             print(
-                f"mimkit: the shards being read, {total / GIGABYTE:.3g} GB, are more than the "
-                f"{self.limit / GIGABYTE:.3g} GB that {self.folder} may hold (--cache-gb)",
+                f"mimkit: the shards being read, {total / GIGABYTE:.3g} GB, exceed the limit of "
+                f"{self.limit / GIGABYTE:.3g} GB of the cache {self.folder} (--cache-gb)",
                 file=sys.stderr,
             )
         return unfinished
 
     def _is_left_behind(self, path: Path, name: str, *, ours: str) -> bool:
-        """Whether the process that was writing a file has ended; then it is removed. The lock of `ours` is held."""
+        """Remove an unfinished file whose writer has ended; False if one is writing it. The lock of `ours` is held."""
         try:
             with contextlib.nullcontext() if name == ours else self._lock(name, wait=False):
                 path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Shards at a URL: what there is in them, learned before they are fetched; their images, as of any `Store`.
+"""Open shards at a URL as a `Store`: their images are listed before any shard is fetched.
 
-A shard is fetched whole when the first image of it is read, and images are dealt so that about each shard is read in
-one stretch of a pass. A batch stays a function of its number: there is no stream to save or to replay.
+A shard is fetched as a whole when its first image is read, and `Order` keeps a shard's images close together in an
+epoch. A batch stays a function of its number: there is no stream position to save or to replay.
 """
 
 from collections.abc import Sequence
@@ -29,12 +29,12 @@ def open_url(url: str, cache: Cache) -> Store:
 
     Raises:
         FileNotFoundError: a shard is missing.
-        ValueError: it names no shards, one cannot be read, a package is missing, or the cache is too small.
+        ValueError: the URL names no shards, one is malformed, a package is missing, or the cache is too small.
         DataUnreachable: the server does not answer.
     """
     files = remote_files(url)
     root = root_of(url)
-    refuse_small(cache, files)
+    _refuse_small(cache, files)
     if all(file.name.endswith(".parquet") for file in files):
         return open_parquet(root, files, cache)
     if not all(file.name.endswith(".tar") for file in files):
@@ -43,10 +43,10 @@ def open_url(url: str, cache: Cache) -> Store:
     return Shards.of(root, _checked(files, cache, indices), [file.name for file in files], indices)
 
 
-def refuse_small(cache: Cache, files: Sequence[RemoteFile]) -> None:
+def _refuse_small(cache: Cache, files: Sequence[RemoteFile]) -> None:
     """Raise ValueError where a cache cannot hold the shards that are read at a time.
 
-    While some processes still read one window of shards others begin with the next.
+    These are two windows of shards, as some data workers begin the next one while others still read the last.
     """
     largest = sum(sorted((file.size for file in files), reverse=True)[:MOST_OPEN])
     if largest > cache.limit:
@@ -57,7 +57,7 @@ def refuse_small(cache: Cache, files: Sequence[RemoteFile]) -> None:
 
 
 def _indices(files: Sequence[RemoteFile], cache: Cache) -> list[Index]:
-    """The index of each shard: kept here, lying beside it at its server, or made by reading it through."""
+    """The index of each shard: from the cache, published beside it on the server, or built by reading the shard."""
     kept = {file: index for file in files if (index := _cached(file, cache)) is not None}
     missing = [file for file in files if file not in kept]
     for file, index in zip(missing, map_in_threads(_published, missing, 16), strict=True):
@@ -69,9 +69,9 @@ def _indices(files: Sequence[RemoteFile], cache: Cache) -> list[Index]:
         size = sum(file.size for file in unknown) / GIGABYTE
         with Progress(steps=len(unknown), done=0, images_per_step=1, unit="shard", silent=not speaking()) as progress:
             progress.line(
-                f"{len(unknown)} shards, {size:.2g} GB, have no index beside them: each is read through, this once"
+                f"{len(unknown)} shards, {size:.2g} GB, have no index beside them: reading each once to build it"
             )
-            progress.summary = "read through"
+            progress.summary = "indexed"
             built = map_in_threads(lambda file: _build(file, cache), unknown, _BUILT_AT_ONCE)
             for done, (file, index) in enumerate(zip(unknown, built, strict=True), start=1):
                 kept[file] = index
@@ -89,12 +89,13 @@ def _store(file: RemoteFile, cache: Cache, index: Index) -> None:
 
 
 def _published(file: RemoteFile) -> Index | None:
-    """The index that lies beside a shard: as it is written beside local ones, or without the dot."""
+    """The index published beside a shard, named as beside local ones, or without the dot."""
     path = path_of(file.url)
     folder, _, name = path.rpartition("/")
     query = file.url.removeprefix(path)
     for candidate in (f".{name}.index.npz", f"{name}.index.npz"):
-        data = download_small(f"{folder}/{candidate}{query}", most=file.size)  # a member's header alone is 512 bytes
+        # An index is smaller than its shard, where a member's header alone takes 512 bytes.
+        data = download_small(f"{folder}/{candidate}{query}", most=file.size)
         if data is not None and (index := _unpack_for(data, file)) is not None:
             return index
     return None
@@ -118,10 +119,10 @@ def _checked(files: Sequence[RemoteFile], cache: Cache, indices: Sequence[Index]
 
 
 class _FetchChecked:
-    """Fetches shards, and looks whether their members lie where the index says: one beside a shard may be of another.
+    """Downloads shards, and checks that their members are where the index says, as a published index may be outdated.
 
     Args:
-        places: for each shard, int64 [N, 2], first byte and length of each image.
+        places: of each shard, int64 [N, 2], offset and length of each image.
     """
 
     def __init__(self, places: dict[RemoteFile, np.ndarray]) -> None:
@@ -135,5 +136,5 @@ class _FetchChecked:
                 digits = shard.read(12).strip(b"\0 ")
                 if digits.isdigit() and int(digits, 8) != length:
                     raise DataUnreachable(
-                        f"the index that lies beside {file.url} is of another file: write it anew, or remove it"
+                        f"the index published beside {file.url} is of another file: build it again, or remove it"
                     )

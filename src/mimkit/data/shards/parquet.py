@@ -1,12 +1,11 @@
-"""Parquet files of images, which is what Hugging Face's data sets are: here, or fetched from a URL.
+"""Parquet files of images, as of Hugging Face's data sets, local or fetched from a URL.
 
-How many rows there are and their classes is read from the files' ends and one column; that is all that is needed to
-begin. To read an image from a parquet file means to decode a group of rows, so each file is written anew into the
-cache, once, as images one after the other:
+To start, only the number of rows and the classes are read, from the files' footers and one column. Reading one image
+from a parquet file would decode a whole group of rows, so each file is rewritten once, into the cache:
 
     8 bytes       number of rows N, int64
-    16 N bytes    first byte and length of each, int64
-    the images
+    16 N bytes    offset and length of each image, int64
+    the images, one after the other
 
 Shapes: N rows of a file, S files.
 """
@@ -35,11 +34,11 @@ _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class _Rows:
     """What is known of a parquet file before it is fetched.
 
     Args:
-        column: path of the column of encoded images.
+        column: path of the column that holds encoded images.
         count: N.
         labels: int64 [N], positions in `classes`, -1 for none; or None.
         classes: names.
@@ -53,17 +52,17 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class ParquetImages:
-    """Images in rows of parquet files: a `Store`. Their names are the file's and the row's number.
+    """Images in rows of parquet files: a `Store`. Their names are the file's name and the row number.
 
     Args:
         path: what the files' names are relative to.
         files: the rewritten files.
         names: of all images.
-        shards: int64, rising: the file of each image.
-        rows: int64: where in its file.
+        shards: int64, non-decreasing: the file of each image.
+        rows: int64: its row in the file.
         labels: int64 or None.
         classes: their names, in the data set's own order.
-        splits: TRAIN or HELD_OUT for each, where the files' names say it.
+        splits: TRAIN or HELD_OUT for each image, where the files' names say it.
     """
 
     path: Location
@@ -76,7 +75,7 @@ class ParquetImages:
     splits: np.ndarray | None
 
     def read(self, position: int) -> bytes:
-        """One image as it is in its row.
+        """The bytes of one image.
 
         Raises:
             BadImage: there is none in that row.
@@ -94,12 +93,12 @@ class ParquetImages:
         return sizes[self.shards[positions]].tobytes()
 
     def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
-        """Pass it on to the files."""
+        """Passed on to the files."""
         self.files.prefetch(current, upcoming)
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether a path names parquet files: one, several, or a folder of them, where no tar files are."""
+    """Whether a path names parquet files: one, several, or a folder of them without tar files."""
     if path.is_dir():
         return any(any(path.glob(f"{folders}*.parquet")) for folders in ("", "*/")) and not any(path.glob("*.tar"))
     return path.suffix == ".parquet"
@@ -108,11 +107,11 @@ def is_parquet(path: Path) -> bool:
 def open_parquet(root: Location, files: Sequence[RemoteFile], cache: Cache) -> ParquetImages:
     """The images of parquet files.
 
-    Files or their folders that begin with `train` and with one of `val`, `valid`, `validation`, `test` are split so;
-    then others are left out, as many data sets have test files without classes.
+    Files or their folders whose names begin with `train` and with one of `val`, `valid`, `validation`, `test` are split
+    accordingly; then others are left out, as many data sets have test files without classes.
 
     Raises:
-        ValueError: a file has no column of images, or several; the package is missing that reads such files.
+        ValueError: a file has no column of images, or several; pyarrow is missing.
         DataUnreachable: the server does not answer.
     """
     files, splits = choose_splits(files, [split_of(file.name) for file in files])
@@ -141,7 +140,7 @@ def open_parquet(root: Location, files: Sequence[RemoteFile], cache: Cache) -> P
 def join_labels(
     found: Sequence[tuple[np.ndarray | None, list[str]]],
 ) -> tuple[np.ndarray, list[str]] | tuple[None, None]:
-    """One numbering for labels with classes of their own; none where any label is missing, or all are alike."""
+    """Labels of several files under one numbering of classes; (None, None) if any is missing, or all are the same."""
     classes = list(dict.fromkeys(name for _, names in found for name in names))
     if any(names != classes for _, names in found if names):
         classes = number_classes(classes)[1] or classes
@@ -155,7 +154,7 @@ def join_labels(
 
 
 def as_labels(values: Sequence[Any], declared: list[str] | None) -> tuple[np.ndarray | None, list[str]]:
-    """Labels and their names, from numbers of declared names, or from numbers or texts that are names themselves."""
+    """Labels and class names, from numbers of declared names, or from numbers or texts that are names themselves."""
     if declared is not None:
         return np.array([-1 if value is None else value for value in values], dtype=np.int64), declared
     if not all(isinstance(value, int | str) for value in values):
@@ -167,8 +166,8 @@ def as_labels(values: Sequence[Any], declared: list[str] | None) -> tuple[np.nda
     )
 
 
-def features_of(schema: Any) -> dict[str, Any]:
-    """What Hugging Face's `datasets` notes of the columns of a pyarrow schema."""
+def _features_of(schema: Any) -> dict[str, Any]:
+    """The features that Hugging Face's `datasets` declares in a pyarrow schema."""
     try:
         return json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"] or {}
     except (KeyError, ValueError, TypeError):
@@ -178,8 +177,12 @@ def features_of(schema: Any) -> dict[str, Any]:
 def image_column(schema: Any, name: str) -> str:
     """The column of encoded images in a pyarrow schema, as the path of a leaf.
 
+    Args:
+        schema: of the file.
+        name: of the file, for messages.
+
     Raises:
-        ValueError: there is none, or more than one; the message calls the file by a name.
+        ValueError: there is none, or more than one.
     """
     import pyarrow as pa
 
@@ -193,7 +196,9 @@ def image_column(schema: Any, name: str) -> str:
             leaves[field.name] = field.name
         elif pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and is_bytes(kind.field("bytes").type):
             leaves[field.name] = f"{field.name}.bytes"
-    said = [key for key, kind in features_of(schema).items() if isinstance(kind, dict) and kind.get("_type") == "Image"]
+    said = [
+        key for key, kind in _features_of(schema).items() if isinstance(kind, dict) and kind.get("_type") == "Image"
+    ]
     for wanted in (said, [*_IMAGES]):
         chosen = [leaves[key] for key in wanted if key in leaves]
         if len(chosen) == 1:
@@ -205,8 +210,8 @@ def image_column(schema: Any, name: str) -> str:
 
 
 def label_column(schema: Any) -> tuple[str | None, list[str] | None]:
-    """The column of classes in a pyarrow schema, and their names where they are noted; None where there is none."""
-    features = features_of(schema)
+    """The column of classes in a pyarrow schema, and their names where declared; None where there is none."""
+    features = _features_of(schema)
     noted = {
         key: kind for key, kind in features.items() if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"
     }
@@ -216,16 +221,16 @@ def label_column(schema: Any) -> tuple[str | None, list[str] | None]:
     return next((name for name in _LABELS if name in schema.names), None), None
 
 
-def _rows(file: RemoteFile, cache: Cache) -> Rows:
-    """What is known of a file, kept in the cache for good."""
+def _rows(file: RemoteFile, cache: Cache) -> _Rows:
+    """The `_Rows` of a file, from the cache or stored there for good."""
     name = f"{file.key}.rows.npz"
     try:
         with np.load(io.BytesIO(cache.get_small(name) or b""), allow_pickle=False) as arrays:
             about = json.loads(str(arrays["about"]))
             labels = arrays["labels"] if about["labelled"] else None
-            return Rows(about["column"], about["count"], labels, about["classes"])
+            return _Rows(about["column"], about["count"], labels, about["classes"])
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # none there, or not a whole one
+        pass  # not stored yet, or incomplete
     rows = _read_rows(file, cache)
     about = {"column": rows.column, "count": rows.count, "labelled": rows.labels is not None, "classes": rows.classes}
     buffer = io.BytesIO()
@@ -234,23 +239,25 @@ def _rows(file: RemoteFile, cache: Cache) -> Rows:
     return rows
 
 
-def _read_rows(file: RemoteFile, cache: Cache) -> Rows:
-    import_pyarrow(file.url)
+def _read_rows(file: RemoteFile, cache: Cache) -> _Rows:
+    _import_pyarrow(file.url)
 
-    def ranged() -> Rows:
+    def ranged() -> _Rows:
         with open_remote(file.url) as source:
             return _rows_of(source, file.url)
 
     try:
         return with_retries(ranged, file.url, FIRST_WAITS)
     except ValueError as error:
-        if "requested" not in str(error) and "seek" not in str(error):  # fsspec's words for a server without ranges
+        if "requested" not in str(error) and "seek" not in str(
+            error
+        ):  # fsspec's messages for a server without range requests
             raise
     whole = FetchedFiles(RemoteFiles([file], cache, suffix=".parquet"))
     return _rows_of(whole.file(0), file.url)
 
 
-def _rows_of(source: Any, name: str) -> Rows:
+def _rows_of(source: Any, name: str) -> _Rows:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -264,16 +271,16 @@ def _rows_of(source: Any, name: str) -> Rows:
         if label is not None:
             table = opened.read(columns=[label], use_threads=False)
             labels, classes = as_labels(table.column(0).to_pylist(), declared)
-        return Rows(column, opened.metadata.num_rows, labels, classes)
+        return _Rows(column, opened.metadata.num_rows, labels, classes)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{name} cannot be read as a parquet file: {str(error).splitlines()[0]}") from error
 
 
 class _Rewritten:
-    """Fetches parquet files and writes their images one after the other.
+    """Downloads parquet files and rewrites them as the module describes.
 
     Args:
-        columns: for each file, where its images are.
+        columns: of each file, the column of its images.
     """
 
     def __init__(self, columns: dict[RemoteFile, str]) -> None:
@@ -306,8 +313,8 @@ class _Rewritten:
             fetched.unlink(missing_ok=True)
 
 
-def import_pyarrow(name: str) -> None:
-    """Raise ValueError, with what to install, if pyarrow is missing."""
+def _import_pyarrow(name: str) -> None:
+    """Raise ValueError that says what to install, if pyarrow is missing."""
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:

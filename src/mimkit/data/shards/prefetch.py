@@ -1,4 +1,4 @@
-"""Files that are read as if they lay here: each is fetched into the cache when it is first read, or shortly before."""
+"""Remote files, read as if local: each is fetched into the cache when it is first read, or shortly before."""
 
 import os
 import threading
@@ -21,14 +21,14 @@ Make = Callable[[RemoteFile, Path, Sequence[float]], None]
 
 @dataclass(frozen=True, eq=False)
 class RemoteFiles:
-    """Remote files, and where they are kept here.
+    """Remote files, and the cache for them.
 
     Args:
         files: the files, S of them.
-        cache: where they are kept.
-        make: writes what is kept of a file to a path, trying again after each of some waits; by default the file
-            itself.
-        suffix: of what is kept, for those who look into the cache.
+        cache: the cache.
+        make: writes what is cached of a file to a path, with a retry after each of some waits; by default the file as
+            it is.
+        suffix: of the cached files' names, for people who look into the cache.
     """
 
     files: Sequence[RemoteFile]
@@ -37,16 +37,19 @@ class RemoteFiles:
     suffix: str = ".tar"
 
     def name(self, number: int) -> str:
-        """What the cache calls a file."""
+        """The name of a file in the cache."""
         return self.files[number].key + self.suffix
 
     def fetch(self, number: int, *, wait: bool = True) -> bool:
-        """Fetch a file unless it is there.
+        """Fetch a file unless it is cached.
 
-        Without patience there is one try only, and none, but False, where another process is at it.
+        Args:
+            number: of the file.
+            wait: for another process that fetches it, and before retries. Without, there is one try, and the result is
+                False where another process is fetching the file.
 
         Raises:
-            DataUnreachable: it cannot be fetched or kept.
+            DataUnreachable: it cannot be fetched or cached.
         """
         remote, waits = self.files[number], WAITS if wait else ()
 
@@ -57,14 +60,14 @@ class RemoteFiles:
             return self.cache.fetch(self.name(number), remote.size, make, wait=wait)
         except OSError as error:
             raise DataUnreachable(
-                f"{remote.url} cannot be kept in {self.cache.folder}: {(error.strerror or str(error)).lower()}"
+                f"{remote.url} cannot be stored in {self.cache.folder}: {(error.strerror or str(error)).lower()}"
             ) from error
 
 
 class FetchedFiles:
-    """Bytes of remote files.
+    """Bytes of remote files: `Files`.
 
-    Each process opens files and fetches ahead for itself; locks in the cache see to it that a file comes only once.
+    Each process opens files and prefetches for itself; locks in the cache ensure that a file is fetched only once.
 
     Args:
         remote: the files.
@@ -87,7 +90,7 @@ class FetchedFiles:
         """Some bytes of a file, fewer at its end.
 
         Raises:
-            DataUnreachable: the file cannot be fetched or kept.
+            DataUnreachable: the file cannot be fetched or cached.
         """
         file = self.file(number)
         file.seek(start)
@@ -97,14 +100,14 @@ class FetchedFiles:
         """A file, open for reading.
 
         Raises:
-            DataUnreachable: it cannot be fetched or kept.
+            DataUnreachable: it cannot be fetched or cached.
         """
         self._in_this_process()
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
         name = self.remote.name(number)
-        while (file := self.remote.cache.open(name)) is None:  # others may make room as soon as it is there
+        while (file := self.remote.cache.open(name)) is None:  # another process may evict it at once
             self.remote.fetch(number)
         self._open[number] = file
         if len(self._open) > MOST_OPEN:
@@ -112,10 +115,10 @@ class FetchedFiles:
         return file
 
     def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
-        """Say which files are being read, and which will be: they are fetched by and by; all others may go.
+        """Fetch files in the background, and allow all others to be evicted.
 
         Args:
-            current: the files that are read at this time.
+            current: the files that are being read.
             upcoming: those that come next, in order.
         """
         self._in_this_process()
@@ -127,7 +130,7 @@ class FetchedFiles:
         self._ahead.set_wanted([*current, *upcoming])
 
     def _in_this_process(self) -> None:
-        """After a fork nothing is shared with the parent: neither open files, whose locks it holds, nor a thread."""
+        """After a fork, start afresh: the open files and their locks are the parent's, and its thread is not here."""
         if self._process != os.getpid():
             _close(self._open)
             self._begin()
@@ -140,13 +143,13 @@ def _close(files: dict[int, FileIO]) -> None:
 
 
 class _Prefetcher:
-    """A thread that fetches files. What fails is left to those who need the file."""
+    """A thread that fetches files. It ignores failures: whoever reads the file meets them again."""
 
     def __init__(self, remote: RemoteFiles) -> None:
         self.remote = remote
         self.wanted: list[int] | None = []
         self.changed = threading.Condition()
-        threading.Thread(target=self._run, name="fetch ahead", daemon=True).start()
+        threading.Thread(target=self._run, name="prefetch", daemon=True).start()
 
     def set_wanted(self, numbers: list[int] | None) -> None:
         """Fetch these from now on; None ends the thread."""
@@ -167,7 +170,7 @@ class _Prefetcher:
             done = wanted if self._fetch_all(wanted) else []
 
     def _fetch_all(self, numbers: list[int]) -> bool:
-        """Fetch files; False if some are still to come, or others are wanted by now."""
+        """Fetch files; False if some are still missing, or others are wanted by now."""
         missing = 0
         for number in numbers:
             if self.wanted is not numbers:

@@ -1,4 +1,4 @@
-"""Folders that Hugging Face's `datasets` has saved (`save_to_disk`): Arrow files, mapped into memory, read by row."""
+"""Folders saved by Hugging Face's `datasets` (`save_to_disk`): memory-mapped Arrow files, read by row."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +15,15 @@ _SPLITS, _ONE = "dataset_dict.json", "state.json"
 
 
 def is_saved_dataset(path: Path) -> bool:
-    """Whether `save_to_disk` has written a folder."""
+    """Whether a folder was written by `save_to_disk`."""
     return (path / _SPLITS).is_file() or ((path / _ONE).is_file() and (path / "dataset_info.json").is_file())
 
 
 class SavedDataset:
-    """The images of a saved data set or of its splits: a `Store`. Their names are the split's and the row's number.
+    """The images of a saved data set or of its splits: a `Store`. Their names are the split's name and the row number.
 
-    Splits that begin with `train` and with one of `val`, `valid`, `validation`, `test` are used so, and others left
-    out; without such splits all are taken.
+    Splits whose names begin with `train` and with one of `val`, `valid`, `validation`, `test` are used as such, and
+    others left out; without both, all splits are taken.
 
     Args:
         path: the folder.
@@ -72,17 +72,17 @@ class SavedDataset:
         data = value.get("bytes") if isinstance(value, dict) else value
         if not data:
             named = isinstance(value, dict) and value.get("path")
-            # A file somewhere on this disk, or not; whoever made the data set is not to say what is read here.
+            # The path is not followed: the author of a data set must not choose which local files are read.
             raise BadImage(self.path / self.names[position], "no image in this row" + (", only a path" * bool(named)))
         return data
 
     def identity(self, positions: np.ndarray) -> bytes:
-        """Which data `datasets` says these are."""
+        """The fingerprints that `datasets` keeps of the splits."""
         splits = np.searchsorted(self._limits, positions, side="right") - 1
         return "\0".join(self._tables[split]._fingerprint for split in np.unique(splits)).encode()
 
     def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
-        """Nothing to do: the files are here."""
+        """Nothing to do: the files are local."""
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} needs the package datasets: pip install 'mimkit[stream]'") from error
     try:
         loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # of many kinds, when files are missing or broken
+    except Exception as error:  # of many types, where files are missing or broken
         raise ValueError(f"{path} cannot be read as a saved data set: {str(error).splitlines()[0]}") from error
     return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
 

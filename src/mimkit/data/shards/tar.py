@@ -1,11 +1,11 @@
-"""Shards: tar files of images in WebDataset's layout, read in place, in any order, here or fetched from a URL.
+"""Shards: tar files of images in WebDataset's layout, read in place and in any order, local or fetched from a URL.
 
-An index of each shard says where its images begin. It is built on first use, by reading the headers once, and kept
+An index of each shard holds the offsets of its images. It is built on first use, by reading the headers once, and kept
 beside the shard as `.NAME.index.npz`, or only in memory where nothing may be written. So a batch is a function of its
-number, as it is for folders: there is no position to save, nothing to replay.
+number, as it is for folders: there is no stream position to save or to replay.
 
-Nothing is unpacked: members are read where they lie, links and other special members are passed over, and a member's
-name is only ever a name.
+Nothing is unpacked: members are read in place, links and other special members are ignored, and a member's name is
+never used as a path.
 
 Shapes: N images in a shard, S shards.
 """
@@ -44,12 +44,12 @@ class Files(Protocol):
         """
 
     def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
-        """Learn which files are being read, and which come next."""
+        """Take note of the files in use and of those that come next."""
 
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """Files on a disk: `Files`."""
+    """Local files: `Files`."""
 
     paths: list[Path]
 
@@ -69,12 +69,12 @@ class Shards:
     Args:
         path: what the shards' names are relative to.
         files: the shards, S of them.
-        names: of all images, the shard's first.
-        shards: int64, rising: the shard of each image.
-        places: int64 [N, 2], first byte and length of each image in its shard.
+        names: of all images: shard, then member.
+        shards: int64, non-decreasing: the shard of each image.
+        places: int64 [N, 2], offset and length of each image in its shard.
         labels: int64 [N] from the `.cls` members, if every image has one.
-        classes: what they say, sorted.
-        splits: TRAIN or HELD_OUT for each, where the shards' names say it.
+        classes: their sorted contents.
+        splits: TRAIN or HELD_OUT for each image, where the shards' names say it.
     """
 
     path: Location
@@ -106,10 +106,10 @@ class Shards:
         return cls(path, files, names, numbers, places, labels, classes, _splits(shards, numbers))
 
     def read(self, position: int) -> bytes:
-        """One image as it lies in its shard.
+        """The bytes of one image.
 
         Raises:
-            BadImage: the shard is gone, or shorter than it was.
+            BadImage: the shard is gone, or shorter than when it was indexed.
         """
         start, length = self.places[position].tolist()
         try:
@@ -125,7 +125,7 @@ class Shards:
         return self.places[positions, 1].astype("<i8").tobytes()
 
     def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
-        """Pass it on to the files."""
+        """Passed on to the files."""
         self.files.prefetch(current, upcoming)
 
 
@@ -137,17 +137,17 @@ def find_shards(data: Path, has_images: Callable[[], bool]) -> Shards | None:
     suffix of a format that Pillow reads; the `.cls` member of the same name, if all have one, is an image's class.
 
     Shards or their folders that begin with `train` and with `val`, `valid`, `validation` or `test`, and no others,
-    are split so.
+    are split accordingly.
 
     Args:
         data: the path.
-        has_images: whether there are image files in it; only asked if it is a folder.
+        has_images: whether there are image files in it; called only if it is a folder.
 
     Raises:
         FileNotFoundError: a shard is missing.
         ValueError: a shard cannot be read as tar, or there are no images in any.
     """
-    if data.is_dir() and has_images():  # most often seen at once, before looking for shards in every sub-folder
+    if data.is_dir() and has_images():  # in most folders quicker than looking for shards in every sub-folder
         return None
     root, files = _shard_files(data)
     if not files:
@@ -160,7 +160,7 @@ def find_shards(data: Path, has_images: Callable[[], bool]) -> Shards | None:
 
 
 def _shard_files(data: Path) -> tuple[Path, list[Path]]:
-    """What names are relative to, and the files in order; none if the path names no shards."""
+    """The folder that names are relative to, and the files in order; no files if the path names no shards."""
     if data.is_dir():
         return data, sorted(path for path in [*data.glob("*.tar"), *data.glob("*/*.tar")] if path.name[0] != ".")
     if data.suffix == ".txt" and data.is_file():
@@ -178,7 +178,7 @@ def _shard_files(data: Path) -> tuple[Path, list[Path]]:
 
 
 def number_classes(texts: list[str]) -> tuple[np.ndarray, list[str]] | tuple[None, None]:
-    """Positions of each text in their sorted list, numbers by size; nothing where there is only one."""
+    """The position of each text in their sorted list, numbers sorted by value; (None, None) if all are the same."""
     numeric = all(text.isdecimal() for text in texts)
     classes = sorted(set(texts), key=lambda text: (int(text) if numeric else 0, text))
     positions = {text: number for number, text in enumerate(classes)}
@@ -195,12 +195,12 @@ def _splits(names: Sequence[str], shards: np.ndarray) -> np.ndarray | None:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Where the images of one shard lie.
+    """Where the images of one shard are.
 
     Args:
         text: uint8, the members' names.
-        limits: int64 [N + 1], where each name begins, and the last ends.
-        places: int64 [N, 2], first byte and length.
+        limits: int64 [N + 1], the offset of each name in it, and the end of the last.
+        places: int64 [N, 2], offset and length of each image in the shard.
         classes: N texts, "" where there is none.
     """
 
@@ -214,7 +214,7 @@ class Index:
 
 
 def _index(shard: Path) -> Index:
-    """The shard's index, read from beside it if it is still the same shard, else built."""
+    """The shard's index: the file beside it, if the shard has not changed since, else built."""
     status = shard.stat()
     stamp = np.array([INDEX_VERSION, status.st_size, status.st_mtime_ns], dtype=np.int64)
     beside = shard.with_name(f".{shard.name}.index.npz")
@@ -223,13 +223,13 @@ def _index(shard: Path) -> Index:
         if kept is not None and np.array_equal(kept[0], stamp):
             return kept[1]
     index = build_index(shard, str(shard))
-    with contextlib.suppress(OSError):  # on a read-only disk it is built again next time
+    with contextlib.suppress(OSError):  # on a read-only disk it is built each time
         write_bytes(beside, pack_index(index, stamp))
     return index
 
 
 def pack_index(index: Index, stamp: np.ndarray) -> bytes:
-    """What an index file has in it; the stamp is int64 [3]: version, the shard's size and time of change."""
+    """The content of an index file; the stamp is int64 [3]: version, the shard's size and time of modification."""
     buffer = io.BytesIO()
     classes = np.array(index.classes, dtype=np.str_)
     np.savez(buffer, stamp=stamp, text=index.text, limits=index.limits, places=index.places, classes=classes)
@@ -237,10 +237,10 @@ def pack_index(index: Index, stamp: np.ndarray) -> bytes:
 
 
 def unpack_index(data: bytes) -> tuple[np.ndarray, Index] | None:
-    """Stamp and index from what is in a file, or None if that is none, whoever wrote it."""
+    """Stamp and index from the content of an index file, which is not trusted; None if it is not a valid one."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if sum(member.file_size for member in archive.infolist()) > len(data):  # none is compressed
+            if sum(member.file_size for member in archive.infolist()) > len(data):  # a valid one is not compressed
                 return None
         with np.load(io.BytesIO(data), allow_pickle=False) as kept:
             stamp, text, limits, places = (kept[name] for name in ("stamp", "text", "limits", "places"))
@@ -263,8 +263,8 @@ def build_index(shard: Path | FileIO, name: str) -> Index:
     """The index of a shard, from its headers.
 
     Args:
-        shard: the file; it is closed.
-        name: what messages call it.
+        shard: the file; it is closed in the end.
+        name: for messages.
 
     Raises:
         ValueError: it cannot be read as tar.
@@ -296,7 +296,7 @@ def build_index(shard: Path | FileIO, name: str) -> Index:
 
 
 def _sample(member: str) -> tuple[str, str]:
-    """What the members of one sample share, and the rest: WebDataset cuts at the first dot of the file's name."""
+    """A member's sample name and suffix: WebDataset splits at the first dot of the file name."""
     folder, slash, name = member.rpartition("/")
     stem, _, suffix = name.partition(".")
     return folder + slash + stem, suffix.lower()

@@ -1,7 +1,7 @@
-"""Files at URLs, by fsspec: which there are, what is known of them, and fetching them whole, patiently.
+"""Files at URLs, by fsspec: list them, describe them, download them with retries.
 
-http(s), s3, gs, hf, memory, file: what fsspec reads is read here, by the same code. A file that cannot be fetched ends
-the work with one line; it never counts as so many unreadable images, as then results would depend on the network.
+http(s), s3, gs, hf, memory, file: everything that fsspec reads goes through the same code. A file that cannot be
+downloaded stops the run with one line; it never counts as unreadable images, or results would depend on the network.
 """
 
 import base64
@@ -21,9 +21,9 @@ from mimkit.errors import DataUnreachable
 from mimkit.files import expand
 
 WAITS = (1, 2, 5, 15, 30, 60)
-"""Seconds between tries: nearly two minutes in all."""
+"""Seconds before each retry: nearly two minutes in all."""
 FIRST_WAITS = WAITS[:3]
-"""The same when the files are first looked at, as a mistyped host is never going to answer."""
+"""The same while files are first listed, as a mistyped host will never answer."""
 
 _AT_ONCE = 16
 _SUFFIXES = (".tar", ".parquet")
@@ -47,11 +47,11 @@ class RemoteFile:
     """A file as its server describes it.
 
     Args:
-        url: where it is.
-        name: relative to what was asked for.
+        url: its URL.
+        name: relative to the URL asked for.
         size: in bytes.
-        version: text that changes when the file does, as far as the server tells.
-        checksum: (algorithm, hexadecimal digest), if the server tells one.
+        version: text that changes when the file does, as far as the server reports.
+        checksum: (algorithm, hexadecimal digest), if the server reports one.
     """
 
     url: str
@@ -62,7 +62,7 @@ class RemoteFile:
 
     @property
     def key(self) -> str:
-        """A file name for what is kept of this version of the file."""
+        """A name for this version of the file in the cache."""
         return hashlib.sha256(f"{self.url}\0{self.size}\0{self.version}".encode()).hexdigest()[:32]
 
 
@@ -70,8 +70,8 @@ def remote_files(url: str) -> list[RemoteFile]:
     """The files that a URL names: itself, those of `{000..012}`, `{train,val}` or `*`, or all shards of a folder.
 
     Raises:
-        FileNotFoundError: one is not there.
-        ValueError: the URL cannot be understood, or a package is missing that reads such ones.
+        FileNotFoundError: one does not exist.
+        ValueError: the URL is malformed, or the package that reads its kind is missing.
         DataUnreachable: the server does not answer.
     """
     if "::" in url:
@@ -93,10 +93,10 @@ def remote_files(url: str) -> list[RemoteFile]:
 
 
 def download(file: RemoteFile, target: Path, waits: Sequence[float] = WAITS) -> None:
-    """Write a file to a path, whole and as its server describes it; try again after each wait.
+    """Download a file completely and check its size and checksum; retry after each wait.
 
     Raises:
-        DataUnreachable: it is not there any more, is another one than it was, or the server does not answer.
+        DataUnreachable: it does not exist any more, has changed, or the server does not answer.
         OSError: the disk is full, and the like.
     """
 
@@ -105,12 +105,12 @@ def download(file: RemoteFile, target: Path, waits: Sequence[float] = WAITS) -> 
         system.get_file(path, str(target))
         length = target.stat().st_size
         if length != file.size:
-            raise EOFError(f"{length} of {file.size} bytes came")
+            raise EOFError(f"received {length} of {file.size} bytes")
         if file.checksum is not None:
             algorithm, expected = file.checksum
             with target.open("rb") as written:
                 if hashlib.file_digest(written, algorithm).hexdigest() != expected:
-                    raise EOFError(f"it does not have the {algorithm} checksum that the server tells")
+                    raise EOFError(f"it does not have the {algorithm} checksum that the server reports")
 
     try:
         with_retries(once, file.url, waits)
@@ -121,7 +121,7 @@ def download(file: RemoteFile, target: Path, waits: Sequence[float] = WAITS) -> 
 
 
 def download_small(url: str, most: int) -> bytes | None:
-    """What is in a file, or None where there is none, or it is larger than so many bytes."""
+    """The content of a file, or None where there is none, or it is larger than `most` bytes."""
     system, path = _connect(url)
     try:
         info = with_retries(lambda: system.info(path), url, FIRST_WAITS)
@@ -133,17 +133,22 @@ def download_small(url: str, most: int) -> bytes | None:
 
 
 def open_remote(url: str) -> Any:
-    """A file object that fetches the ranges that are read."""
+    """A file object that downloads only the ranges that are read."""
     system, path = _connect(url)
     return system.open(path, "rb")
 
 
 def with_retries(work: Callable[[], Made], what: str, waits: Sequence[float]) -> Made:
-    """The result of some work, tried again after each wait when the network fails.
+    """The result of some work, retried after each wait when the network fails.
+
+    Args:
+        work: called without arguments.
+        what: the URL, for messages.
+        waits: seconds before each retry.
 
     Raises:
         DataUnreachable: it failed each time.
-        FileNotFoundError, PermissionError, ValueError and the like, at once: trying again is of no use.
+        FileNotFoundError, PermissionError, ValueError and the like: at once, as a retry would not help.
     """
     for wait in (*waits, None):
         try:
@@ -156,20 +161,20 @@ def with_retries(work: Callable[[], Made], what: str, waits: Sequence[float]) ->
                 tries = f"{len(waits) + 1} tries in {sum(waits):.3g} s"
                 raise DataUnreachable(f"{what} cannot be fetched: {_message(error)} ({tries})") from error
             if wait >= 5:
-                print(f"mimkit: {what}: {_message(error)}; again in {wait} s", file=sys.stderr, flush=True)
+                print(f"mimkit: {what}: {_message(error)}; retrying in {wait} s", file=sys.stderr, flush=True)
             time.sleep(wait)
     raise AssertionError
 
 
 def root_of(url: str) -> str:
-    """What the names of a URL's files are relative to."""
+    """The folder that the names of a URL's files are relative to."""
     start = min((url.find(mark) for mark in "{*" if mark in url), default=len(url))
     is_folder = start == len(url) and not path_of(url).endswith(_SUFFIXES)
     return url.rstrip("/") if is_folder else url[:start].rpartition("/")[0]
 
 
 def map_in_threads(work: Callable[[Item], Made], items: Iterable[Item], threads: int) -> Iterator[Made]:
-    """What some work makes of each of some items, in order, by several threads. After a failure none is begun."""
+    """`map(work, items)` in several threads, in order. After a failure no further item is started."""
     pool = ThreadPoolExecutor(threads)
     try:
         yield from pool.map(work, items)
@@ -178,15 +183,15 @@ def map_in_threads(work: Callable[[Item], Made], items: Iterable[Item], threads:
 
 
 def path_of(url: str) -> str:
-    """A URL without what follows a question mark, which only http knows."""
+    """A URL without its query, which only http has."""
     return urlsplit(url)._replace(query="", fragment="").geturl() if url.startswith("http") else url
 
 
 def _connect(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it.
 
-    fsspec has one for each process, and in a forked process drops its parent's; that would close connections which the
-    parent still uses, and leave it waiting for an answer. So what was once connected is kept.
+    fsspec caches one per process, and in a forked process drops its parent's, which would close connections that the
+    parent still uses and leave it waiting for an answer. So references to all file systems are kept.
     """
     from fsspec.core import url_to_fs
 
@@ -196,7 +201,7 @@ def _connect(url: str) -> tuple[Any, str]:
         if scheme in ("http", "https"):
             import aiohttp
 
-            # By default a whole file must come within five minutes, and may come compressed, its length unknown.
+            # The defaults limit a whole download to five minutes, and allow compression, which hides the length.
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
             options = {"client_kwargs": {"timeout": timeout}, "headers": {"Accept-Encoding": "identity"}}
         system, path = url_to_fs(url, **options)
@@ -220,7 +225,7 @@ def _file_info(url: str) -> dict[str, Any]:
 
 
 def _matches(pattern: str) -> list[tuple[str, dict[str, Any]]]:
-    """(URL, what is known) of each file that a pattern with `*` matches."""
+    """(URL, the server's description) of each file that matches a pattern with `*`."""
     system, path = _connect(pattern)
     try:
         found = with_retries(lambda: system.glob(path, detail=True), pattern, FIRST_WAITS)
@@ -229,7 +234,7 @@ def _matches(pattern: str) -> list[tuple[str, dict[str, Any]]]:
     except PermissionError as error:
         raise ValueError(f"{pattern} may not be listed: {_message(error)}") from error
     files = {system.unstrip_protocol(one): info for one, info in found.items() if info.get("type") != "directory"}
-    if any(info.get("size") is None for info in files.values()):  # http lists names only
+    if any(info.get("size") is None for info in files.values()):  # http lists names without sizes
         return list(zip(files, map_in_threads(_file_info, files, _AT_ONCE), strict=True))
     return list(files.items())
 
@@ -237,7 +242,7 @@ def _matches(pattern: str) -> list[tuple[str, dict[str, Any]]]:
 def _remote_file(url: str, name: str, info: dict[str, Any]) -> RemoteFile:
     size = info.get("size")
     if not isinstance(size, int):
-        raise ValueError(f"the server does not tell how long {url} is, so that nobody could see whether it came whole")
+        raise ValueError(f"the server does not report the size of {url}: a broken download could not be noticed")
     version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
     return RemoteFile(url, path_of(name), size, version, _checksum(info))
 
@@ -254,11 +259,11 @@ def _checksum(info: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def _as_builtin(error: Exception) -> Exception:
-    """An error as one of Python's own, where it says that trying again is of no use."""
+    """An error as the built-in type that tells whether a retry helps: a missing file, a refusal, or itself."""
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and (isinstance(cause, OSError) or _status(cause) is not None):
         assert isinstance(cause, Exception)
-        error = cause  # fsspec's http calls everything a missing file
+        error = cause  # fsspec reports every http failure as a missing file
     status = _status(error)
     if status in (404, 410):
         return FileNotFoundError(f"the server answers {status}")
@@ -268,13 +273,13 @@ def _as_builtin(error: Exception) -> Exception:
 
 
 def _status(error: BaseException | None) -> int | None:
-    """What the server answered, in aiohttp's errors or those of Hugging Face's Hub."""
+    """The HTTP status in an error of aiohttp or of Hugging Face's Hub."""
     found = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     return found if isinstance(found, int) else None
 
 
 def _is_local(error: Exception) -> bool:
-    """Whether it is this machine's disk that refuses, or a programmer's mistake."""
+    """Whether this machine's disk or a programming error is the cause, not the network."""
     if isinstance(error, OSError) and (error.filename is not None or error.errno in _OF_DISKS):
         return True
     return isinstance(error, TypeError | AttributeError | MemoryError | AssertionError)
