@@ -1,4 +1,4 @@
-"""Fixtures of all tests. Plain builders stand in build.py beside this file."""
+"""Fixtures of all tests. Plain builders stand in helpers."""
 
 import os
 from collections.abc import Callable

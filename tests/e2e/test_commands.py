@@ -9,9 +9,9 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import TINY, as_flags
 
 import mimkit
+from helpers.tiny import TINY, as_flags
 from mimkit.cli.main import main
 from mimkit.compose import recipes
 from mimkit.evaluation.reconstruction import GAP

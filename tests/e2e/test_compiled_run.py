@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import Graphs
-from tiny import TINY
 from torch import Tensor
 
 import mimkit.training.loop
+from helpers.graphs import Graphs
+from helpers.tiny import TINY
 from mimkit.compose import compose
 from mimkit.pretraining import pretrain, resume
 from mimkit.progress import Progress

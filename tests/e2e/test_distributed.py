@@ -9,21 +9,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pair
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import TINY, as_flags
 from torch import Tensor
 from torch.distributed import TCPStore
 
 import mimkit
+from helpers import pair
+from helpers.tiny import TINY, as_flags
 from mimkit.cli.main import main
 from mimkit.plan import plan
 from mimkit.settings import Settings
 from mimkit.training.checkpoint import Torn, load, load_newest, recover
 
-INTERRUPTED = Path(__file__).with_name("interrupted.py")
+INTERRUPTED = Path(pair.__file__).with_name("interrupted.py")
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import build
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file
 from test_distributed import torchrun
-from tiny import TINY, as_flags
 
 import mimkit
+from helpers import parts
+from helpers.tiny import TINY, as_flags
 from mimkit.convert import export_huggingface, export_onnx, export_safetensors, export_timm
 from mimkit.evaluation.online import Probe, subset
 from mimkit.plan import plan
@@ -75,7 +75,7 @@ def test_it_is_taken_up_in_float32(run, photos):
 
 
 def test_exports_are_float32(run, tmp_path):
-    images = build.images(2, (64, 64))
+    images = parts.images(2, (64, 64))
     with torch.inference_mode():
         expected = mimkit.load_encoder(run)(images)
         export_safetensors(run, tmp_path / "method.safetensors")
@@ -99,7 +99,7 @@ def test_onnx_takes_it(run, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     export_onnx(run, tmp_path / "encoder.onnx")
-    images = build.images(2, (64, 64))
+    images = parts.images(2, (64, 64))
     features, _ = onnxruntime.InferenceSession(tmp_path / "encoder.onnx").run(None, {"images": images.numpy()})
     with torch.inference_mode():
         expected = mimkit.load_encoder(run)(images)

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from shard_server import ShardServer, serving
 from test_resume import fingerprint, settings
 
+from helpers.servers import ShardServer, serving
 from mimkit.cli.main import main
 from mimkit.data import Cache, find_images
 from mimkit.errors import TrainingStopped

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tiny`, where pytest has not put it there
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`, where pytest has not put it there
 
-from regenerate import images
-from tiny import NARROW
-
+from golden.regenerate import images
+from helpers.tiny import NARROW
 from mimkit.compose import compose
 from mimkit.losses import absolute, squared
 from mimkit.randomness import sample_keys

@@ -2,8 +2,8 @@
 
     python tests/golden/regenerate.py
 
-A change of any number below or in tests/tiny.py, or of any part of a method, changes the curves: say in the commit why
-they may change.
+A change of any number below or in tests/helpers/tiny.py, or of any part of a method, changes the curves: say in the
+commit why they may change.
 """
 
 import json
@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tiny`, where pytest has not put it there
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`, where pytest has not put it there
 
-from tiny import TINY
-
+from helpers.tiny import TINY
 from mimkit.compose import compose, recipes
 from mimkit.randomness import sample_keys
 from mimkit.recipes import build

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import TINY
 from torch import Tensor
 
+from helpers.tiny import TINY
 from mimkit.plan import Plan, plan
 from mimkit.settings import Settings
 from mimkit.training.distributed import World

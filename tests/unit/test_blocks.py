@@ -6,13 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import build
 import pytest
 import torch
-from graphs import Graphs
-from tiny import TINY
 from torch import Tensor, nn
 
+from helpers import parts
+from helpers.graphs import Graphs
+from helpers.tiny import TINY
 from mimkit.compose import compose
 from mimkit.efficiency import tune
 from mimkit.method import Method
@@ -54,7 +54,7 @@ def trained(name: str, precision: str = "fp32", **options: bool) -> tuple[Recipe
 
 def step(recipe: Recipe, method: Method, number: int, precision: str = "fp32") -> list[Tensor]:
     """The loss and all gradients of a batch with new images and masks; weights move as in plain gradient descent."""
-    images = build.images(BATCH, recipe.image_size, recipe.channels, seed=number)
+    images = parts.images(BATCH, recipe.image_size, recipe.channels, seed=number)
     keys = torch.arange(BATCH) + number * BATCH
     method.zero_grad(set_to_none=True)
     torch.manual_seed(number)
@@ -93,8 +93,8 @@ def look(recipe: Recipe, method: Method) -> None:
     """As evaluators do: other numbers of images, no gradients, with a mask and without."""
     method.eval()
     with torch.no_grad(), uncompiled():
-        method(build.images(BATCH + 1, recipe.image_size, recipe.channels))
-        method.encoder(build.images(1, recipe.image_size, recipe.channels))
+        method(parts.images(BATCH + 1, recipe.image_size, recipe.channels))
+        method.encoder(parts.images(1, recipe.image_size, recipe.channels))
     method.train()
 
 
@@ -128,7 +128,7 @@ def saved_by_blocks(method: Method, recipe: Recipe) -> int:
 
     for block in blocks_of(method):
         block.forward = partial(watched, block.forward)
-    loss = method(build.images(BATCH, recipe.image_size, recipe.channels)).loss
+    loss = method(parts.images(BATCH, recipe.image_size, recipe.channels)).loss
     assert loss.requires_grad
     return sum(kept.values())
 
@@ -169,7 +169,7 @@ def test_statistics_and_random_numbers_are_as_without(compiled, monkeypatch):
     for model in (plain, again):
         torch.manual_seed(1)
         for _ in range(2):
-            model(build.images(6, (1, 1), 4)[:, :, 0, 0]).square().sum().backward()
+            model(parts.images(6, (1, 1), 4)[:, :, 0, 0]).square().sum().backward()
         results.append([*model.buffers(), *(p.grad for p in model.parameters()), torch.rand(1)])
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)

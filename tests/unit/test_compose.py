@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import TINY
 
+from helpers.tiny import TINY
 from mimkit.backbones import create_encoder
 from mimkit.compose import compose, find_recipe, recipes
 from mimkit.decoders import CrossDecoder, LinearDecoder, TransformerDecoder

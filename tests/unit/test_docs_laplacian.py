@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-import build
 import pytest
 import torch
 
+from helpers import parts
 from mimkit.cli.main import main
 from mimkit.compose import find_recipe
 
@@ -20,7 +20,7 @@ def target():
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 64)])
 def test_the_bands_add_up_to_the_image(target, size):
-    images = build.images(2, size)
+    images = parts.images(2, size)
     for cell in (4, 16):
         (values,) = target(images, [(size[0] // cell, size[1] // cell)])
         assert values.shape[-1] == target.values(cell, 3) == 3 * (cell**2 + (cell // 2) ** 2 + (cell // 4) ** 2)
@@ -29,7 +29,7 @@ def test_the_bands_add_up_to_the_image(target, size):
 
 def test_bands_are_what_halving_loses(target):
     """Slowly, for one pixel of each band."""
-    (image,) = build.images(1, (16, 16))
+    (image,) = parts.images(1, (16, 16))
     fine, middle, left = target.pyramid(image[None])
     half = torch.stack([image[:, y : y + 2, x : x + 2].mean((1, 2)) for y in (0, 2) for x in (4, 6)])  # [4, C]
     torch.testing.assert_close(fine[0, :, 1, 5], 4 * (image[:, 1, 5] - half[0]))

@@ -3,12 +3,12 @@
 from dataclasses import replace
 from functools import partial
 
-import build
 import pytest
 import timm
 import torch
 from torch import Tensor
 
+from helpers import parts
 from mimkit.masks import RandomMask
 from mimkit.recipes import build as build_recipe
 from mimkit.recipes import mae, maskfeat
@@ -51,7 +51,7 @@ def interpolated(features: Tensor, y: float, x: float) -> Tensor:
 
 
 def test_values_of_each_cell_on_the_teachers_own_a_coarser_and_a_finer_grid():
-    images = build.images(2, SIZE)
+    images = parts.images(2, SIZE)
     features = feature_map(images)
     own, coarse, fine = FEATURES(images, [(4, 6), (2, 3), (8, 12)])
     assert own.shape == (2, 4, 6, FEATURES.values(16, 3)) == (2, 4, 6, 64)
@@ -80,7 +80,7 @@ def test_images_are_normalised_as_the_teacher_wants_them():
 
 
 def test_the_same_each_time_without_gradient_and_whatever_the_random_state():
-    images = build.images(2, SIZE).requires_grad_()
+    images = parts.images(2, SIZE).requires_grad_()
     (first,) = FEATURES(images, [(4, 6)])
     teacher.cache_clear()
     torch.manual_seed(123)
@@ -102,7 +102,7 @@ def test_making_a_teacher_seeds_no_other_device(monkeypatch):
 
 
 def test_mixed_precision_leaves_them_alone():
-    images = build.images(1, SIZE)
+    images = parts.images(1, SIZE)
     (expected,) = FEATURES(images, [(4, 6)])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         (inside,) = FEATURES(images, [(4, 6)])
@@ -115,7 +115,7 @@ def test_mixed_precision_leaves_them_alone():
 def test_width_is_that_of_the_features_whatever_the_teacher_calls_its_own(name, dim):
     """EfficientNet's `num_features` counts a layer of its head."""
     target = Features(name, pretrained=False)
-    (values,) = target(build.images(1, (64, 64)), [(2, 2)])
+    (values,) = target(parts.images(1, (64, 64)), [(2, 2)])
     assert target.values(32, 3) == values.shape[-1] == dim
     torch.testing.assert_close(values.mean(dim=-1), torch.zeros(1, 2, 2), rtol=0, atol=1e-5)
 
@@ -123,13 +123,13 @@ def test_width_is_that_of_the_features_whatever_the_teacher_calls_its_own(name, 
 def test_any_number_of_channels():
     for channels in (1, 4):
         target = Features(TEACHER, normalization=Normalization.for_channels(channels), pretrained=False)
-        (values,) = target(build.images(1, SIZE, channels), [(4, 6)])
+        (values,) = target(parts.images(1, SIZE, channels), [(4, 6)])
         assert values.shape == (1, 4, 6, target.values(16, channels))
 
 
 def test_a_teacher_without_norm_before_its_head_gives_its_features_as_they_are():
     target = Features("hiera_tiny_224", pretrained=False)
-    (values,) = target(build.images(1, (224, 224)), [(7, 7)])
+    (values,) = target(parts.images(1, (224, 224)), [(7, 7)])
     assert values.shape == (1, 7, 7, target.values(32, 3)) == (1, 7, 7, 768)
 
 
@@ -138,14 +138,14 @@ def test_teacher_is_no_part_of_the_method():
     torch.manual_seed(0)
     recipe = replace(
         mae(),
-        encoder=lambda image_size, channels: build.encoder(size=image_size),
+        encoder=lambda image_size, channels: parts.encoder(size=image_size),
         decoder=partial(mae().decoder, width=32, depth=1, heads=4),
         target=FEATURES,
         image_size=SIZE,
     )
     method = build_recipe(recipe)
     assert method.decoders[0].head.out_features == 64
-    images, mask = build.images(2, SIZE), build.hide(2, (4, 6), 18)
+    images, mask = parts.images(2, SIZE), parts.hide(2, (4, 6), 18)
     output = method(images, mask)
     (target,) = FEATURES(images, [(4, 6)])
     torch.testing.assert_close(output.loss, (output.predictions[0] - target).square().mean(-1)[mask.hidden].mean())
@@ -166,7 +166,7 @@ def test_maskfeat_predicts_them_at_a_finer_grid():
         image_size=SIZE,
         mask=RandomMask(0.5),
     )
-    output = build_recipe(recipe)(build.images(1, SIZE), keys=torch.arange(1))
+    output = build_recipe(recipe)(parts.images(1, SIZE), keys=torch.arange(1))
     assert output.predictions[0].shape == (1, 8, 12, 64)
 
 
@@ -174,13 +174,13 @@ def test_what_cannot_teach_is_refused():
     with pytest.raises(ValueError, match="timm cannot make 'no_such_model'"):
         Features("no_such_model", pretrained=False).values(16, 3)
     with pytest.raises(ValueError, match="eva02_tiny_patch14_224 cannot take 64 x 96 pixels"):
-        Features("eva02_tiny_patch14_224", pretrained=False)(build.images(1, SIZE), [(4, 6)])
+        Features("eva02_tiny_patch14_224", pretrained=False)(parts.images(1, SIZE), [(4, 6)])
     with pytest.raises(ValueError, match="images of 1 channels, but a normalisation for 3"):
-        FEATURES(build.images(1, SIZE, 1), [(4, 6)])
+        FEATURES(parts.images(1, SIZE, 1), [(4, 6)])
 
 
 def test_has_no_picture_and_says_so():
-    images = build.images(1, SIZE)
+    images = parts.images(1, SIZE)
     assert FEATURES.picture(torch.zeros(1, 4, 6, 64), images) is None
     assert FEATURES.references(images) == []
     assert FEATURES.reference_names == ()

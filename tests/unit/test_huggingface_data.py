@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shard_server import ShardServer, serving
 
+from helpers.servers import ShardServer, serving
 from mimkit.data import BadImage, Cache, TrainBatches, find_all, find_images, read_image, split, write_pack
 from mimkit.views import CenterCrop
 

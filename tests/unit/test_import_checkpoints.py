@@ -2,13 +2,13 @@
 
 import json
 
-import build
 import pytest
 import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from helpers import parts
 from mimkit.backbones import create_encoder
 from mimkit.convert import export_timm
 from mimkit.convert.importing import beit, swin
@@ -115,7 +115,7 @@ def mae(tmp_path):
     """Writes a small MAE in its published layout, changed as told, and gives the path."""
 
     def make(*, without: str = "nothing", more=(), sincos: bool = True):
-        method = build.method(build.encoder(size=SIZE, sincos=sincos), width=32, depth=1, heads=4)
+        method = parts.method(parts.encoder(size=SIZE, sincos=sincos), width=32, depth=1, heads=4)
         state = {name.removeprefix("encoder.vit."): value for name, value in method.state_dict().items()}
         state = {name.replace("decoders.0.head", "decoder_pred"): value for name, value in state.items()}
         state = {name.replace("decoders.0.mask", "mask"): value for name, value in state.items()}
@@ -219,12 +219,12 @@ def test_another_image_size(mae, tmp_path, sincos):
     expected = sincos_positions((6, 4), 48)[None] if sincos else resize_positions(before[:, 1:], (4, 4), (6, 4))
     torch.testing.assert_close(after[:, 1:], expected, rtol=0, atol=1e-6)
     assert torch.equal(after[:, :1], before[:, :1])
-    assert method(build.images(2, (96, 64))).loss.isfinite()
+    assert method(parts.images(2, (96, 64))).loss.isfinite()
 
 
 def test_long_sequences(tmp_path):
     """448 pixels with a decoder are LSMAE: 784 patches of which 2 x 2 are hidden together."""
-    method = build.method(build.encoder(size=(448, 448), depth=1, sincos=True), width=96, depth=1, heads=3)
+    method = parts.method(parts.encoder(size=(448, 448), depth=1, sincos=True), width=96, depth=1, heads=3)
     state = {name.removeprefix("encoder.vit."): value for name, value in method.state_dict().items()}
     state = {name.replace("decoders.0.mask", "mask").replace("0.head", "0.pred"): v for name, v in state.items()}
     state = {name.replace("0.positions", "0.pos_embed"): v for name, v in state.items()}
@@ -236,7 +236,7 @@ def test_long_sequences(tmp_path):
 
 def test_learned_positions_are_resized_when_images_are_larger(tmp_path):
     """The name says that they are no sine-cosine ones; what is exported for timm does without that."""
-    vit = build.timm_vit("vit_tiny_patch16_224", size=SIZE)
+    vit = parts.timm_vit("vit_tiny_patch16_224", size=SIZE)
     torch.save(vit.state_dict(), tmp_path / "timm.pth")
     report = import_checkpoint(tmp_path / "timm.pth", tmp_path / "out.safetensors", heads=3)
     assert report.backbone.endswith(",num_heads=3,sincos=False)")

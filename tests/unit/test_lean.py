@@ -1,18 +1,18 @@
 from functools import partial
 
-import build
 import pytest
 import torch
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from helpers import parts
 from mimkit.backbones.lean_block import LeanBlock, is_plain, spare_memory
 from mimkit.training.precision import autocast
 
 
 def block(**options) -> Block:
     options = {"qkv_bias": True, "norm_layer": partial(nn.LayerNorm, eps=1e-6)} | options
-    return build.perturb(Block(32, 4, **options)).train()
+    return parts.perturb(Block(32, 4, **options)).train()
 
 
 def gradients(part: nn.Module, tokens: torch.Tensor, **options: torch.Tensor) -> list[torch.Tensor]:
@@ -45,7 +45,7 @@ def saved_bytes(part: nn.Module, tokens: torch.Tensor) -> int:
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_a_lean_block_is_the_block_bit_for_bit(options, fused, precision):
-    plain, tokens = block(**options), build.images(3, (7, 32), 1)[:, 0]
+    plain, tokens = block(**options), parts.images(3, (7, 32), 1)[:, 0]
     plain.attn.fused_attn = fused
     lean = LeanBlock(plain)
     assert list(lean.state_dict()) == list(plain.state_dict())
@@ -56,7 +56,7 @@ def test_a_lean_block_is_the_block_bit_for_bit(options, fused, precision):
 
 
 def test_it_keeps_less():
-    plain, tokens = block(), build.images(3, (64, 32), 1)[:, 0]
+    plain, tokens = block(), parts.images(3, (64, 32), 1)[:, 0]
     one = 3 * 64 * 32 * 4  # bytes of the residual stream
     # Of a block: two residuals and normed ones, three for queries, keys and values, what attention gives, MLP 4 + 4.
     assert saved_bytes(plain, tokens) > 15 * one
@@ -66,7 +66,7 @@ def test_it_keeps_less():
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("fused", [True, False])
 def test_asked_tokens_are_those_of_the_whole(bias, fused):
-    plain, tokens = block(qkv_bias=bias), build.images(3, (7, 32), 1)[:, 0]
+    plain, tokens = block(qkv_bias=bias), parts.images(3, (7, 32), 1)[:, 0]
     plain.attn.fused_attn = fused
     asked = torch.tensor([[0, 2, 6], [1, 2, 3], [4, 5, 6]])
 
@@ -84,7 +84,7 @@ def test_asked_tokens_are_those_of_the_whole(bias, fused):
 
 
 def test_it_compiles_to_one_graph():
-    plain, tokens = block(), build.images(3, (7, 32), 1)[:, 0]
+    plain, tokens = block(), parts.images(3, (7, 32), 1)[:, 0]
     lean = LeanBlock(plain)
     expected = gradients(lean, tokens)
     lean.compile(fullgraph=True, backend="aot_eager")

@@ -1,9 +1,9 @@
 """Names to encoders: how a name is written, and which encoder a backbone gets."""
 
-import build
 import pytest
 import torch
 
+from helpers import parts
 from mimkit.backbones import ConvMAE, DenseEncoder, VisibleSwin, VisibleViT, create_encoder
 from mimkit.backbones.load import parse_name
 
@@ -87,7 +87,7 @@ def test_which_encoder_a_backbone_gets(name, kind, expected):
     assert encoder.complete is (expected is DenseEncoder)
     assert (encoder.name, encoder.image_size, encoder.channels) == (name, (96, 192), 3)
     with torch.no_grad():
-        (last,) = encoder.eval()(build.images(1, (96, 192)))
+        (last,) = encoder.eval()(parts.images(1, (96, 192)))
     cell = encoder.cell
     assert last.grid == (96 // cell, 192 // cell)
     assert last.tokens.shape == (1, last.grid[0] * last.grid[1], encoder.dim)

@@ -2,11 +2,11 @@ import math
 import random
 from dataclasses import replace
 
-import build
 import pytest
 import torch
 from scipy.ndimage import label
 
+from helpers import parts
 from mimkit.masks import BlockMask, ComplementaryMasks, Mask, RandomMask, UniformMask
 from mimkit.randomness import sample_keys
 
@@ -119,7 +119,7 @@ def test_share_of_finer_and_coarser_cells():
 
 @pytest.mark.parametrize("grid", [(4, 6), (8, 12), (4, 18)])
 def test_visible_ids_are_the_visible_cells_in_raster_order(grid):
-    mask = build.hide(5, (4, 6), count=17)
+    mask = parts.hide(5, (4, 6), count=17)
     ids = mask.visible_ids(grid)
     rows, columns = grid[0] // 4, grid[1] // 6
     assert ids.dtype == torch.int64
@@ -137,12 +137,12 @@ def test_visible_ids_are_the_visible_cells_in_raster_order(grid):
 @pytest.mark.parametrize("grid", [(2, 3), (4, 3), (2, 6), (1, 1)])
 def test_no_visible_ids_on_coarser_cells(grid):
     with pytest.raises(ValueError, match=f"cells of a {grid[0]} x {grid[1]} grid may be half hidden by .* 4 x 6 cells"):
-        build.hide(2, (4, 6), count=17).visible_ids(grid)
+        parts.hide(2, (4, 6), count=17).visible_ids(grid)
 
 
 def test_no_visible_ids_on_cells_that_do_not_nest():
     with pytest.raises(ValueError, match="a grid of 4 cells and one of 6 cells do not nest"):
-        build.hide(2, (4, 6), count=17).visible_ids((6, 6))
+        parts.hide(2, (4, 6), count=17).visible_ids((6, 6))
 
 
 @pytest.mark.parametrize(

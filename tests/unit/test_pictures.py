@@ -2,13 +2,13 @@
 
 import io
 
-import build
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from helpers import parts
 from mimkit.evaluation import reconstruction as pictures
 from mimkit.masks import RandomMask
 from mimkit.method import Method
@@ -37,7 +37,7 @@ class Perfect(nn.Module):
 
 
 def method(target, channels: int = 3) -> Method:
-    return build.method(build.encoder(size=SIZE, channels=channels), target=target, mask=RandomMask(ratio=0.75))
+    return parts.method(parts.encoder(size=SIZE, channels=channels), target=target, mask=RandomMask(ratio=0.75))
 
 
 def perfect(target, channels: int = 3) -> Method:
@@ -49,7 +49,7 @@ def perfect(target, channels: int = 3) -> Method:
 
 def hidden(made: Method) -> Tensor:
     """bool [B, 1, H, W]"""
-    return build.hidden_pixels(made.mask.sample(KEYS, SIZE, made.encoder.cell), SIZE)
+    return parts.hidden_pixels(made.mask.sample(KEYS, SIZE, made.encoder.cell), SIZE)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

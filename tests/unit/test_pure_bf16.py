@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import dense_families
 import pytest
 import torch
 from test_train import (
@@ -20,9 +19,10 @@ from test_train import (
     same,
     weights,
 )
-from tiny import TINY
 from torch import Tensor, nn
 
+from helpers import dense_families
+from helpers.tiny import TINY
 from mimkit.compose import compose
 from mimkit.efficiency import tune
 from mimkit.masks import Mask

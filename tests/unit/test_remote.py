@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shard_server import ShardServer, serving
 
+from helpers.servers import ShardServer, serving
 from mimkit.data import Cache, DataUnreachable, ImageList, TrainBatches, find_images, loader, read_image, split
 from mimkit.data.shards import urls as remote_module
 from mimkit.data.shards.prefetch import Fetched, Source

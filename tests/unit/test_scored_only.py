@@ -1,8 +1,8 @@
-import build
 import pytest
 import torch
-from tiny import TINY
 
+from helpers import parts
+from helpers.tiny import TINY
 from mimkit.backbones.lean_block import spare_memory
 from mimkit.compose import compose
 from mimkit.masks import RandomMask
@@ -16,10 +16,10 @@ from mimkit.settings import Settings
 def test_predicting_the_scored_cells_only_changes_nothing_else(tmp_path, recipe, lean, scored):
     settings = Settings(data=tmp_path, **TINY[recipe] | ({"decoder_depth": 2} if recipe != "localmim" else {}))
     composed = compose(recipe, settings)
-    method = build.perturb(build_method(composed)).train()
+    method = parts.perturb(build_method(composed)).train()
     if lean:
         spare_memory(method)
-    images = build.images(3, composed.image_size, 3)
+    images = parts.images(3, composed.image_size, 3)
     mask = RandomMask(ratio=0.75, scored=scored).sample(torch.arange(3), composed.image_size, method.encoder.cell)
     outputs, gradients = [], []
     for only in (False, True):

@@ -1,7 +1,7 @@
-import build
 import pytest
 import torch
 
+from helpers import parts
 from mimkit.targets import LowFreqPixels, Pixels
 from mimkit.targets.pixels import normalize_cells
 from mimkit.views import Normalization
@@ -10,7 +10,7 @@ SIZE = (32, 48)
 
 
 def test_raw_pixels_are_the_pixels():
-    images = build.images(2, SIZE)
+    images = parts.images(2, SIZE)
     cells = Pixels(normalized=False)(images, [(2, 3)])[0]
     assert cells.shape == (2, 2, 3, Pixels().values(16, 3))
     assert cells[1, 0, 2, :3].tolist() == images[1, :, 0, 32].tolist()
@@ -18,7 +18,7 @@ def test_raw_pixels_are_the_pixels():
 
 def test_normalised_pixels_equal_loops():
     """Mean and unbiased variance over all p·p·C values of a cell jointly, 1e-6 under the root."""
-    images = build.images(2, SIZE) * 0.01  # small, so that 1e-6 shows
+    images = parts.images(2, SIZE) * 0.01  # small, so that 1e-6 shows
     cells = Pixels()(images, [(2, 3)])[0]
     for b in range(2):
         for i in range(2):
@@ -40,7 +40,7 @@ def test_flat_cell_gives_zeros():
     "target", [Pixels(), Pixels(normalized=False), LowFreqPixels(), LowFreqPixels(normalized=False)]
 )
 def test_picture_of_the_target_is_the_image_it_was_taken_from(target):
-    images = build.images(2, SIZE)
+    images = parts.images(2, SIZE)
     source = target.low_pass(images) if isinstance(target, LowFreqPixels) else images
     picture = target.picture(target(images, [(2, 3)])[0], images)
     assert picture.shape == images.shape
@@ -49,19 +49,19 @@ def test_picture_of_the_target_is_the_image_it_was_taken_from(target):
 
 def test_values_count_any_channels():
     for cell, channels in ((16, 3), (8, 1), (32, 7)):
-        images = build.images(1, (2 * cell, cell), channels)
+        images = parts.images(1, (2 * cell, cell), channels)
         assert Pixels()(images, [(2, 1)])[0].shape[-1] == Pixels().values(cell, channels) == cell * cell * channels
 
 
 def test_cells_are_normalised_each_by_itself_with_the_unbiased_variance():
-    cells = 3 * build.images(1, (2, 3), 8)[0] + 1
+    cells = 3 * parts.images(1, (2, 3), 8)[0] + 1
     expected = (cells - cells.mean(-1, keepdim=True)) / (cells.var(-1, keepdim=True, correction=1) + 1e-6).sqrt()
     torch.testing.assert_close(normalize_cells(cells), expected)
 
 
 def test_published_filter_needs_the_normalisation_of_the_images():
     """It undoes it; the centred filter does not, and takes any number of channels."""
-    images = build.images(1, SIZE, channels=1)
+    images = parts.images(1, SIZE, channels=1)
     with pytest.raises(ValueError, match="images of 1 channels, but a normalisation for 3"):
         LowFreqPixels(filter="mmselfsup").low_pass(images)
     grey = Normalization.for_channels(1)
@@ -71,7 +71,7 @@ def test_published_filter_needs_the_normalisation_of_the_images():
 
 @pytest.mark.parametrize("target", [Pixels(), Pixels(normalized=False), LowFreqPixels()])
 def test_references_are_named(target):
-    images = build.images(2, SIZE)
+    images = parts.images(2, SIZE)
     references = target.references(images)
     assert len(references) == len(target.reference_names)
     assert all(reference.shape == images.shape for reference in references)

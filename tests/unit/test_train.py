@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
-import build
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
 
+from helpers import parts
 from mimkit.data import TooManyBadImages
 from mimkit.errors import TrainingStopped
 from mimkit.readouts import Fused
@@ -184,7 +184,7 @@ def decayed_by_mae(name: str, parameter: nn.Parameter) -> bool:
 def test_what_is_decayed(backbone, decay_tokens):
     """Every trained parameter stands in one group: by MAE's rule, and tokens, which have three dimensions, as asked."""
     cell = 14 if "14" in backbone else 16
-    method = build.method(build.encoder(backbone, size=(2 * cell, 2 * cell), sincos=True), readout=Fused)
+    method = parts.method(parts.encoder(backbone, size=(2 * cell, 2 * cell), sincos=True), readout=Fused)
     values = replace(VALUES, decay_tokens=decay_tokens)
     group_of = {id(p): group["weight_decay"] for group in parameter_groups(method, values) for p in group["params"]}
     trained = {name: p for name, p in method.named_parameters() if p.requires_grad}

@@ -1,6 +1,6 @@
 """The command line, in which some process gets a signal after some step of a first start: for torchrun to run.
 
-INTERRUPT=rank:step:signal torchrun ... interrupted.py pretrain ...
+INTERRUPT=rank:step:signal torchrun ... tests/helpers/interrupted.py pretrain ...
 """
 
 import os

@@ -5,12 +5,12 @@ from functools import cache
 from typing import Any
 from unittest.mock import patch
 
-import build
 import timm
 import torch
 from timm.models import mvitv2
 from torch import Tensor, nn
 
+from helpers import parts
 from mimkit.backbones import DenseEncoder, create_encoder
 
 SIZE = (64, 128)
@@ -162,14 +162,14 @@ FAMILIES = {
 MVITV2 = mvitv2.MultiScaleVitCfg(depths=(1, 1, 1, 1), embed_dim=WIDTHS, num_heads=(1, 1, 1, 1))
 
 
-def timm_model(family: Family, *, size: build.Size = SIZE, global_pool: str = "") -> nn.Module:
+def timm_model(family: Family, *, size: parts.Size = SIZE, global_pool: str = "") -> nn.Module:
     """timm's own model of the family."""
     options = family.options | ({"img_size": size} if family.sized else {})
     with patch.dict(mvitv2.model_cfgs, mvitv2_tiny=MVITV2):
         return timm.create_model(family.model, num_classes=0, global_pool=global_pool, **options).eval()
 
 
-def create(key: str, *, size: build.Size = SIZE, seed: int = 0) -> DenseEncoder:
+def create(key: str, *, size: parts.Size = SIZE, seed: int = 0) -> DenseEncoder:
     """A dense encoder of the family, every weight and statistic moved off its initial value."""
     with torch.random.fork_rng(), patch.dict(mvitv2.model_cfgs, mvitv2_tiny=MVITV2):
         torch.manual_seed(seed)
@@ -179,7 +179,7 @@ def create(key: str, *, size: build.Size = SIZE, seed: int = 0) -> DenseEncoder:
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 2)
-    return build.perturb(encoder, seed).eval()
+    return parts.perturb(encoder, seed).eval()
 
 
 @cache

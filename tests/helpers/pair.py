@@ -1,6 +1,6 @@
 """What each of two processes does for test_distributed.py: many short runs, as starting is slow.
 
-RANK=0 WORLD_SIZE=2 ... python pair.py FOLDER PHOTOS
+RANK=0 WORLD_SIZE=2 ... python tests/helpers/pair.py FOLDER PHOTOS
 """
 
 import contextlib
@@ -18,12 +18,11 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tiny`
-
-from tiny import TINY, VIT, as_flags
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`
 
 import mimkit.report
 import mimkit.training.loop
+from helpers.tiny import TINY, VIT, as_flags
 from mimkit.cli.main import main
 from mimkit.method import Method
 from mimkit.pretraining import pretrain, resume

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-import build
 import torch
 from safetensors.torch import save_file
 
+from helpers import parts
 from mimkit.compose import compose
 from mimkit.method import Method
 from mimkit.recipes import build as build_recipe
@@ -39,7 +39,7 @@ def write_source(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         method = build_recipe(composed).eval()
-    build.perturb(method)
+    parts.perturb(method)
     request = {
         "recipe": recipe,
         "settings": asked.to_json() | {"data": "/home/somebody/photos"},

@@ -1,0 +1,1 @@
+"""What several test modules share: small parts, settings, sources, servers, runs and processes."""
