@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import as_flags, fingerprint, settings
 
+from helpers.runs import as_flags, fingerprint, settings
 from mimkit.cli.main import main
 from mimkit.evaluation import probes
 from mimkit.method import Method

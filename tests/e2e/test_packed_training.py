@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_resume import fingerprint, settings
 
+from helpers.runs import fingerprint, settings
 from mimkit.cli.main import main
 from mimkit.data import find_all
 from mimkit.errors import TrainingStopped

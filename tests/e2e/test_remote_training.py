@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_resume import fingerprint, settings
 
+from helpers.runs import fingerprint, settings
 from helpers.servers import ShardServer, serving
 from mimkit.cli.main import main
 from mimkit.data import Cache, find_images

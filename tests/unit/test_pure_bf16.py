@@ -7,7 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_train import (
+from torch import Tensor, nn
+
+from helpers import dense_families
+from helpers.regression import (
     EPOCHS,
     STEPS,
     VALUES,
@@ -19,9 +22,6 @@ from test_train import (
     same,
     weights,
 )
-from torch import Tensor, nn
-
-from helpers import dense_families
 from helpers.tiny import TINY
 from mimkit.compose import compose
 from mimkit.efficiency import tune
