@@ -8,10 +8,10 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from test_distributed import torchrun
 
 import mimkit
 from helpers import parts
+from helpers.processes import torchrun
 from helpers.tiny import TINY, as_flags
 from mimkit.convert import export_huggingface, export_onnx, export_safetensors, export_timm
 from mimkit.evaluation.online import Probe, subset
