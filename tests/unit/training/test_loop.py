@@ -390,7 +390,7 @@ TOLD = [
     (RuntimeError("[gloo/pair.cc:1] Connection closed by peer [::1]:1"), PEER),
     (RuntimeError("[gloo] Timed out waiting 7200000ms for recv"), PEER),
     (torch.distributed.DistBackendError("NCCL error"), PEER),
-    (ValueError("Input X contains\nNaN."), "step 7: ValueError in test_train.py:"),
+    (ValueError("Input X contains\nNaN."), "step 7: ValueError in test_loop.py:"),
     (ValueError(OF_A_WORKER), f"ValueError: the view; is wrong; while making a view of a.png; {KEPT}"),
 ]
 
