@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytest.register_assert_rewrite("helpers")  # their assertions tell what they compared, too
+
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:

@@ -28,6 +28,12 @@ def timm_vit(name: str, *, size: Size, channels: int = 3, dim: int = 48, depth: 
     return perturb(vit).eval()
 
 
+def shapes(name: str, **options) -> dict[str, Tensor]:
+    """The weights of a model of timm's, which take no memory and have no values."""
+    with torch.device("meta"):
+        return timm.create_model(name, num_classes=0, **options).state_dict()
+
+
 def encoder(name: str = "vit_tiny_patch16_224", *, size: Size, sincos: bool = False, **options) -> VisibleViT:
     """A small `VisibleViT` (options as in `timm_vit`), its positions random, or fixed sine-cosine ones."""
     vit = timm_vit(name, size=size, dynamic_img_size=True, **options)

@@ -40,11 +40,6 @@ PURE = replace(VALUES, precision="bf16-pure")
 STEEP = ("localmim-swin", "localmim-swin-large")  # their losses fall to a quarter in these three steps
 
 
-@pytest.fixture
-def run(tmp_path) -> Run:
-    return Run.create(tmp_path / "run", {})
-
-
 # --- what is in bfloat16
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.plans import planned, settings
 from mimkit.cli.main import main
 from mimkit.method import Method
-from mimkit.plan import Plan, plan
+from mimkit.plan import plan
 from mimkit.pretraining import pretrain
 from mimkit.settings import Machine, Settings
 from mimkit.training import auto_batch as trials
@@ -41,16 +42,6 @@ def photos(tmp_path_factory, make_photos) -> Path:
     folder = make_photos(tmp_path_factory.mktemp("tuning") / "photos", count=40, classes=2)
     sorted(folder.rglob("*.png"))[3].write_bytes(b"no picture")
     return folder
-
-
-def settings(photos: Path, **changes) -> Settings:
-    small = {"backbone": "test_vit", "image_size": (32,), "mask_ratio": 0.75, "batch_size": 12, "epochs": 2}
-    narrow = {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "precision": "fp32"}
-    return Settings(**{"data": photos, "log_every": 1, "skipped_share": 0.2} | small | narrow | changes)
-
-
-def planned(photos: Path, **changes) -> Plan:
-    return plan("mae", settings(photos, **changes), device=CPU)
 
 
 # Sizes

@@ -33,12 +33,6 @@ from mimkit.training.failures import explained
 from mimkit.training.loop import State, Train, fit, parameter_groups, refuse_without_gradient
 from mimkit.training.run_folder import Run
 
-
-@pytest.fixture
-def run(tmp_path) -> Run:
-    return Run.create(tmp_path / "run", {})
-
-
 # --- values
 
 

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from helpers import parts
+from helpers.parts import shapes
 from mimkit.backbones import create_encoder
 from mimkit.convert import export_timm
 from mimkit.convert.importing import beit, swin
@@ -22,12 +22,6 @@ from mimkit.grids import resize_positions, sincos_positions
 from mimkit.sources import load_encoder, load_method
 
 SIZE = (64, 64)
-
-
-def shapes(name: str, **options):
-    """A model of timm's without memory for its weights."""
-    with torch.device("meta"):
-        return timm.create_model(name, num_classes=0, **options).state_dict()
 
 
 @pytest.mark.parametrize("name", list(plain.NAMES))

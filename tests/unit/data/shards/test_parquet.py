@@ -1,6 +1,5 @@
 """What Hugging Face's `datasets` writes, parquet files and saved folders, gives the pixels that were put into it."""
 
-import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from helpers.hub import dataset, png
 from helpers.servers import ShardServer, serving
 from mimkit.data import BadImage, Cache, TrainBatches, find_all, find_images, read_image, split, write_pack
 from mimkit.views import CenterCrop
@@ -20,32 +19,10 @@ pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 pytestmark = [
+    pytest.mark.usefixtures("quiet"),
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets.disable_progress_bars()
-    monkeypatch.setenv("MIMKIT_CACHE", str(tmp_path / "cache"))
-
-
-def png(number: int) -> bytes:
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(number).integers(0, 255, (12, 16, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def dataset(first: int, count: int, classes: list[str] | None = None) -> Any:
-    images = [{"bytes": png(number), "path": None} for number in range(first, first + count)]
-    features = {"image": datasets.Image()}
-    values: dict[str, Any] = {"image": images}
-    if classes is not None:
-        features["label"] = datasets.ClassLabel(names=classes)
-        values["label"] = [number % len(classes) for number in range(first, first + count)]
-    return datasets.Dataset.from_dict(values, features=datasets.Features(features))
 
 
 @pytest.fixture

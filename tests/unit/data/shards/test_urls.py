@@ -6,74 +6,25 @@ import os
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from helpers.servers import ShardServer, serving
-from mimkit.data import Cache, DataUnreachable, ImageList, TrainBatches, find_images, loader, read_image, split
+from helpers.shards import batches, same, shards, tars
+from mimkit.data import Cache, DataUnreachable, TrainBatches, find_images, loader, read_image, split
 from mimkit.data.shards import urls as remote_module
 from mimkit.data.shards.prefetch import Fetched, Source
 from mimkit.data.shards.urls import patiently, remote_files
-from mimkit.views import CenterCrop
 
 pytest.importorskip("aiohttp")
 pytestmark = [
+    pytest.mark.usefixtures("short_waits"),
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
 ]
-
-
-def shards(root: Path, counts: tuple[int, ...] = (3, 4, 2, 5), stem: str = "train") -> Path:
-    """Shards of noise, of two classes in turn."""
-    root.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(len(stem))
-    for number, count in enumerate(counts):
-        with tarfile.open(root / f"{stem}-{number:03d}.tar", "w") as archive:
-            for i in range(count):
-                buffer = io.BytesIO()
-                Image.fromarray(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(buffer, "PNG")
-                for suffix, data in (("png", buffer.getvalue()), ("cls", b"%d" % (i % 2))):
-                    member = tarfile.TarInfo(f"{number}-{i}.{suffix}")
-                    member.size = len(data)
-                    archive.addfile(member, io.BytesIO(data))
-    return root
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> Path:
-    return shards(tmp_path / "local")
-
-
-@pytest.fixture
-def server(local: Path) -> Iterator[ShardServer]:
-    with serving(local) as running:
-        yield running
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "cache", 10**9)
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WAITS", "FIRST_WAITS"):
-        monkeypatch.setattr(remote_module, name, (0.01, 0.01))
-    monkeypatch.setattr("mimkit.data.shards.prefetch.WAITS", (0.01, 0.01))
-    monkeypatch.setattr("mimkit.data.shards.prefetch._PAUSE", 0.05)
-
-
-def batches(images: ImageList, **options) -> TrainBatches:
-    return TrainBatches(images, view=CenterCrop(), size=(8, 8), **({"batch_size": 4} | options))
-
-
-def same(a: loader.Batch, b: loader.Batch) -> bool:
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("images", "keys", "indices"))
 
 
 def assert_same_from(step: int, count: int, some: TrainBatches, reference: TrainBatches) -> None:
@@ -89,10 +40,6 @@ def until(condition: Callable[[], bool]) -> None:
             return
         time.sleep(0.02)
     raise AssertionError("it did not come to pass")
-
-
-def tars(cache: Cache) -> list[Path]:
-    return sorted(cache.folder.glob("*.tar"))
 
 
 # The same as local ones
