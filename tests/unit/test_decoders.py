@@ -6,10 +6,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import parts
+from helpers.tiny import TINY
 from mimkit.backbones import Latent
+from mimkit.backbones.lean_block import spare_memory
+from mimkit.compose import compose
 from mimkit.decoders import CrossDecoder, LinearDecoder, TransformerDecoder
 from mimkit.grids import resize_positions, sincos_positions, unpatchify
-from mimkit.masks import Mask
+from mimkit.masks import Mask, RandomMask
+from mimkit.recipes import build as build_method
+from mimkit.settings import Settings
 
 
 def decoder(grid=(2, 3), **options) -> TransformerDecoder:
@@ -247,3 +252,37 @@ def test_every_weight_of_a_cross_decoder_learns():
 def test_cross_decoder_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         cross(**options)
+
+
+@pytest.mark.parametrize("recipe", ["mae", "mff", "convmae", "greenmim", "localmim"])
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("scored", [1.0, 0.5])
+def test_predicting_the_scored_cells_only_changes_nothing_else(tmp_path, recipe, lean, scored):
+    settings = Settings(data=tmp_path, **TINY[recipe] | ({"decoder_depth": 2} if recipe != "localmim" else {}))
+    composed = compose(recipe, settings)
+    method = parts.perturb(build_method(composed)).train()
+    if lean:
+        spare_memory(method)
+    images = parts.images(3, composed.image_size, 3)
+    mask = RandomMask(ratio=0.75, scored=scored).sample(torch.arange(3), composed.image_size, method.encoder.cell)
+    outputs, gradients = [], []
+    for only in (False, True):
+        for decoder in method.decoders:
+            decoder.scored_only = only
+        method.zero_grad()
+        outputs.append(method(images, mask=mask))
+        outputs[-1].loss.backward()
+        gradients.append({name: p.grad for name, p in method.named_parameters() if p.grad is not None})
+    full, fewer = outputs
+    assert fewer.loss.item() == pytest.approx(full.loss.item(), rel=1e-6)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert (gradients[1][name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, name
+    for expected, found in zip(full.predictions, fewer.predictions, strict=True):
+        weights = mask.weights(found.shape[1:3])
+        at = weights > 0
+        assert torch.allclose(found[at], expected[at], rtol=1e-4, atol=1e-5)
+        if recipe != "localmim":  # whose predictions have other grids
+            assert (found[~at] == 0).all()
+    method.eval()
+    assert all((prediction != 0).any(dim=-1).all() for prediction in method(images, mask=mask).predictions)

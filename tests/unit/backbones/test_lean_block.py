@@ -99,11 +99,3 @@ def test_only_plain_blocks_are_replaced():
     spare_memory(model)
     assert [type(part) for part in (model[0], *model[1])] == [LeanBlock, Block, Block, LeanBlock]
     assert list(model.state_dict()) == names
-
-
-def test_autocast_computes_in_the_precision_and_caches_nothing():
-    layer, x = nn.Linear(4, 4), torch.randn(2, 4)
-    for precision, number in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        with autocast(torch.device("cpu"), precision):
-            assert layer(x).dtype == number
-            assert not torch.is_autocast_cache_enabled()

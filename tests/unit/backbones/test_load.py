@@ -10,6 +10,7 @@ from mimkit.backbones.load import parse_name
 VIT = "vit_tiny_patch16_224(embed_dim=48, depth=2, num_heads=3)"
 SWIN = "swin_tiny_patch4_window7_224(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4), window_size=3)"
 CONVMAE = "convmae_base(dims=(8, 12, 16), depths=(1, 1, 2), heads=4)"
+SIZE = (64, 64)
 
 
 @pytest.mark.parametrize(
@@ -119,3 +120,14 @@ def test_arguments_of_models_may_be_called_like_ours():
 def test_encoders_that_cannot_be(name, options, reason):
     with pytest.raises(ValueError, match=reason):
         create_encoder(name, image_size=(96, 96), **options)
+
+
+def test_a_name_says_that_positions_are_learned():
+    name = "vit_tiny_patch16_224(embed_dim=48,depth=1,num_heads=3,sincos={})"
+    assert create_encoder(name.format(False), image_size=SIZE).vit.pos_embed.requires_grad
+    assert not create_encoder(name.format(True), image_size=SIZE, sincos=False).vit.pos_embed.requires_grad
+
+
+def test_epsilon_of_a_backbone_without_such_norms():
+    with pytest.raises(ValueError, match=r"resnet18 has no LayerNorm whose epsilon could be 0\.001"):
+        create_encoder("resnet18", image_size=SIZE, norm_eps=1e-3)

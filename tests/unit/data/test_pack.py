@@ -2,7 +2,6 @@
 
 import io
 import multiprocessing
-import os
 import struct
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from mimkit.data import BadImage, Pack, find_all, find_images, load_images, read
 from mimkit.data.folder import all_with_parts
 from mimkit.data.images import ImageList
 from mimkit.data.pack import Packed
-from mimkit.data.string_array import Names
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),
@@ -203,12 +201,6 @@ def answer(images: ImageList, replies: multiprocessing.SimpleQueue) -> None:
     replies.put((images.content(5), images.paths[5], len(images)))
 
 
-def memory_of_its_own() -> float:
-    """MiB that this process shares with none."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1024
-
-
 def test_other_processes_open_it_again(photos: Path, tmp_path: Path) -> None:
     pack(photos, tmp_path / "a.pack")
     images = find_images(tmp_path / "a.pack").take([7, 1, 2, 3, 4, 9])
@@ -227,39 +219,3 @@ def test_a_pack_replaced_under_a_run_is_noticed(photos: Path, tmp_path: Path) ->
     pack(photos, tmp_path / "a.pack", short_side=8)
     with pytest.raises(ValueError, match="was replaced by another pack"):
         reopen(*arguments)
-
-
-def touch_all(images: ImageList, replies: multiprocessing.SimpleQueue) -> None:
-    before = memory_of_its_own()
-    for index in np.random.default_rng(0).integers(len(images), size=20000):
-        assert images.path(int(index)).name
-    replies.put(memory_of_its_own() - before)
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="looks into /proc")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_workers_share_the_names() -> None:
-    """A list of strings would be copied, page by page: reading a string writes its reference count."""
-    context = multiprocessing.get_context("fork")
-    replies, grown = context.SimpleQueue(), []
-    for count in (1000, 300_000):
-        images = ImageList(Path("x"), [f"class_{i % 1000:04d}/picture_{i:08d}.jpg" for i in range(count)])
-        process = context.Process(target=touch_all, args=(images, replies))
-        process.start()
-        grown.append(replies.get())
-        process.join()
-    assert grown[1] - grown[0] < 3  # MiB; the strings would be 25
-
-
-def test_names_are_a_sequence_of_any_bytes() -> None:
-    texts = ["", "a", "été/東京", os.fsdecode(b"\xff\xfe"), "a"]
-    names = Names.of(texts)
-    assert (list(names), len(names), names[-1], names[1:3]) == (texts, 5, "a", texts[1:3])
-    assert names == texts
-    assert names != texts[:4]
-    assert names != "aaaaa"
-    assert (names.index("a"), names.count("a"), "b" in names) == (1, 2, False)
-    assert list(names.take(np.array([3, 0, 3]))) == [texts[3], "", texts[3]]
-    assert list(Names.of([])) == []
-    with pytest.raises(IndexError):
-        names[5]

@@ -4,7 +4,6 @@ import torch
 from helpers import parts
 from mimkit.targets import LowFreqPixels, Pixels
 from mimkit.targets.pixels import normalize_cells
-from mimkit.views import Normalization
 
 SIZE = (32, 48)
 
@@ -57,16 +56,6 @@ def test_cells_are_normalised_each_by_itself_with_the_unbiased_variance():
     cells = 3 * parts.images(1, (2, 3), 8)[0] + 1
     expected = (cells - cells.mean(-1, keepdim=True)) / (cells.var(-1, keepdim=True, correction=1) + 1e-6).sqrt()
     torch.testing.assert_close(normalize_cells(cells), expected)
-
-
-def test_published_filter_needs_the_normalisation_of_the_images():
-    """It undoes it; the centred filter does not, and takes any number of channels."""
-    images = parts.images(1, SIZE, channels=1)
-    with pytest.raises(ValueError, match="images of 1 channels, but a normalisation for 3"):
-        LowFreqPixels(filter="mmselfsup").low_pass(images)
-    grey = Normalization.for_channels(1)
-    assert LowFreqPixels(filter="mmselfsup", normalization=grey).low_pass(images).shape == (1, 1, *SIZE)
-    assert LowFreqPixels().low_pass(images).shape == (1, 1, *SIZE)
 
 
 @pytest.mark.parametrize("target", [Pixels(), Pixels(normalized=False), LowFreqPixels()])

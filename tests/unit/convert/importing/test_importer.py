@@ -1,4 +1,4 @@
-"""What the importer makes of names and shapes, and what it says when they do not fit."""
+"""What the importer makes of a file, and what it says when it does not fit."""
 
 import json
 
@@ -8,100 +8,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from helpers import parts
-from helpers.parts import shapes
-from mimkit.backbones import create_encoder
 from mimkit.convert import export_timm
-from mimkit.convert.importing import beit, swin
-from mimkit.convert.importing import vit as plain
-from mimkit.convert.importing.hints import Facts, facts_of
 from mimkit.convert.importing.importer import import_checkpoint
-from mimkit.convert.importing.read_file import Checkpoint
-from mimkit.convert.importing.recognize import LICENCES, SIGNATURES, Format, recognize
-from mimkit.convert.rename import Options
 from mimkit.grids import resize_positions, sincos_positions
 from mimkit.sources import load_encoder, load_method
 
 SIZE = (64, 64)
-
-
-@pytest.mark.parametrize("name", list(plain.NAMES))
-def test_published_vits_have_plain_names(name):
-    assert plain.describe_vit(shapes(name), Facts(), Options()) == (name, (224, 224))
-
-
-@pytest.mark.parametrize("name", list(swin.NAMES))
-def test_published_swins_have_plain_names(name):
-    assert swin.describe_swin(shapes(name), Facts(), Options()) == (name, (224, 224))
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "window", "expected"),
-    [
-        ("swin_base_patch4_window7_224", 192, 6, "swin_base_patch4_window7_224(window_size=6)"),  # SimMIM
-        ("swin_large_patch4_window7_224", 192, 12, "swin_large_patch4_window7_224(window_size=12)"),  # SimMIM
-        ("swin_large_patch4_window7_224", 224, 14, "swin_large_patch4_window7_224(window_size=14)"),  # LocalMIM
-        ("swin_base_patch4_window12_384", 384, 12, "swin_base_patch4_window7_224(window_size=12)"),
-    ],
-)
-def test_image_size_of_swin_shows_in_its_last_window(name, size, window, expected):
-    state = shapes(name, img_size=size, window_size=window)
-    assert swin.describe_swin(state, Facts(), Options()) == (expected, (size, size))
-
-
-def test_published_beit():
-    state = shapes("beit_base_patch16_224", use_rel_pos_bias=False, use_shared_rel_pos_bias=True)
-    name, size = beit.describe_beit(state, Facts(), Options())
-    assert name.startswith("beit_base_patch16_224(use_abs_pos_emb=False,use_rel_pos_bias=False,use_shared")
-    assert size == (224, 224)
-    assert len(state["rel_pos_bias.relative_position_bias_table"]) == 732
-
-
-def test_other_vits_are_named_by_their_differences():
-    state = shapes("vit_base_patch16_224", img_size=(96, 64), patch_size=8, embed_dim=128, depth=4, num_heads=4)
-    name, size = plain.describe_vit(state, Facts(heads=4, image_size=(96, 64)), Options())
-    assert name == "vit_base_patch16_224(embed_dim=128,depth=4,num_heads=4,patch_size=8)"
-    assert size == (96, 64)
-    with pytest.raises(ValueError, match="97 rows, which with 1 prefix tokens make no square grid"):
-        plain.describe_vit(state, Facts(), Options())
-
-
-def test_heads_that_nothing_shows():
-    state = shapes("vit_base_patch16_224", embed_dim=48, num_heads=3, depth=1)
-    with pytest.raises(ValueError, match="--heads: weights do not show how many heads a width of 48"):
-        plain.describe_vit(state, Facts(), Options())
-
-
-@pytest.mark.parametrize("format", Format)
-def test_every_format_is_told_by_its_names(format):
-    signature = next(names for found, names in SIGNATURES if found is format)
-    assert recognize(signature) is format
-    assert LICENCES[format]
-
-
-def test_unknown_names():
-    with pytest.raises(ValueError, match=r"weights named conv1\.weight, fc\.bias are of no format"):
-        recognize(["conv1.weight", "fc.bias"])
-
-
-def test_facts_of_huggingface():
-    config = {"model_type": "vit_mae", "num_attention_heads": 12, "layer_norm_eps": 1e-12, "image_size": 224}
-    facts = facts_of(Checkpoint({}, config=config | {"mask_ratio": 0.75}))
-    assert (facts.heads, facts.image_size, facts.mask_ratio, facts.normalized) == (12, (224, 224), 0.75, False)
-    assert facts.norm_eps == 1e-12
-    for kind, published in (("vit_mae", 1e-6), ("vit", 1e-6), ("swin", 1e-5)):
-        assert facts_of(Checkpoint({}, config={"model_type": kind, "layer_norm_eps": published})).norm_eps is None
-    with pytest.raises(ValueError, match="of a 'dinov2'"):
-        facts_of(Checkpoint({}, config={"model_type": "dinov2"}))
-    with pytest.raises(ValueError, match="hidden_act 'relu'"):
-        facts_of(Checkpoint({}, config=config | {"hidden_act": "relu"}))
-
-
-def test_facts_of_arguments():
-    facts = facts_of(Checkpoint({}, args={"mask_ratio": 0.6, "norm_pix_loss": False, "input_size": 448}))
-    assert (facts.mask_ratio, facts.normalized, facts.image_size) == (0.6, False, (448, 448))
-    assert facts_of(Checkpoint({}, args={"mask_ratio": None, "input_size": "large"})) == Facts()
-    facts = facts_of(Checkpoint({}, args={"DATA": {"IMG_SIZE": 192, "MASK_RATIO": 0.6}}))
-    assert (facts.image_size, facts.mask_ratio) == ((192, 192), 0.6)
 
 
 @pytest.fixture
@@ -242,12 +154,6 @@ def test_learned_positions_are_resized_when_images_are_larger(tmp_path):
     assert "sincos" not in arguments
 
 
-def test_a_name_says_that_positions_are_learned():
-    name = "vit_tiny_patch16_224(embed_dim=48,depth=1,num_heads=3,sincos={})"
-    assert create_encoder(name.format(False), image_size=SIZE).vit.pos_embed.requires_grad
-    assert not create_encoder(name.format(True), image_size=SIZE, sincos=False).vit.pos_embed.requires_grad
-
-
 def test_an_encoder_outlives_its_recipe(mae, tmp_path):
     """Of an encoder's file only the encoder must be what it was."""
     path = tmp_path / "out.safetensors"
@@ -263,11 +169,6 @@ def test_an_encoder_outlives_its_recipe(mae, tmp_path):
                 load_encoder(changed)
         else:
             load_encoder(changed)
-
-
-def test_epsilon_of_a_backbone_without_such_norms():
-    with pytest.raises(ValueError, match=r"resnet18 has no LayerNorm whose epsilon could be 0\.001"):
-        create_encoder("resnet18", image_size=SIZE, norm_eps=1e-3)
 
 
 def test_half_precision_is_widened(mae, tmp_path):
