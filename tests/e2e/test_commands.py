@@ -35,11 +35,6 @@ def rows(run, kind: str) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photos):
-    return make_photos(tmp_path_factory.mktemp("data") / "photos", count=40, classes=2)
-
-
-@pytest.fixture(scope="module")
 def run(tmp_path_factory, photos):
     """A run that is read by many tests and changed by none."""
     return pretrain(photos, tmp_path_factory.mktemp("runs") / "run", "--log-every", "2")

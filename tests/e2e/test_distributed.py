@@ -21,13 +21,8 @@ from mimkit.plan import plan
 from mimkit.settings import Settings
 from mimkit.training.checkpoint import Torn, load, load_newest, recover
 
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photos) -> Path:
-    folder = make_photos(tmp_path_factory.mktemp("data") / "photos", count=17, classes=2, size=80)
-    for path in sorted(folder.rglob("*.png"))[3:5]:
-        path.write_bytes(b"no picture")  # what all must replace by the same images, and count once
-    return folder
+# Two are broken, which all processes must replace by the same images, and count once.
+PHOTOS = {"count": 17, "classes": 2, "size": 80, "broken": range(3, 5)}
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,6 @@ from mimkit.training.checkpoint import load_newest
 LATE = 8  # a step in the middle of 20
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photos) -> Path:
-    return make_photos(tmp_path_factory.mktemp("data") / "photos", count=40, classes=2)
-
-
 def command(photos: Path, out: Path, workers: int = 0) -> list[str]:
     short = replace(settings(photos), epochs=5, probe_every=2)
     wanted = [*as_flags(short), "--precision", "fp32", "--out", str(out)]

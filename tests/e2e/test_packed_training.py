@@ -20,11 +20,6 @@ HERE = Machine(workers=0, checkpoint_minutes=0)
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photos):
-    return make_photos(tmp_path_factory.mktemp("data") / "photos", count=40, classes=2)
-
-
-@pytest.fixture(scope="module")
 def packed(photos, tmp_path_factory):
     out = tmp_path_factory.mktemp("packed") / "photos.pack"
     assert main(["pack", str(photos), "--out", str(out), "--short-side", "36", "--workers", "0"]) == 0

@@ -22,11 +22,7 @@ from mimkit.training.checkpoint import Checkpoint, load_newest
 from mimkit.training.run_folder import Run
 
 HERE = Machine(workers=0)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photos) -> Path:
-    return make_photos(tmp_path_factory.mktemp("data") / "photos", count=40, classes=2, size=80)
+PHOTOS = {"count": 40, "classes": 2, "size": 80}
 
 
 def settings(photos: Path, **more) -> Settings:

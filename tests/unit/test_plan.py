@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +11,7 @@ from mimkit.settings import Settings
 from mimkit.training.loop import Train
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photos) -> Path:
-    return make_photos(tmp_path_factory.mktemp("plan") / "photos", count=30)
+PHOTOS = {"count": 30}
 
 
 def test_a_plan_can_be_planned_again(photos):

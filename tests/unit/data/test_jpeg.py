@@ -47,7 +47,7 @@ def error(some: np.ndarray, others: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def photos() -> list[bytes]:
+def jpegs() -> list[bytes]:
     """As JPEG: colour and grey, wide and square, with and without EXIF, once progressive."""
     coffee, cat, astronaut = pictures.coffee(), pictures.chelsea(), pictures.astronaut()
     return [
@@ -94,9 +94,9 @@ def test_orientation_may_lie_in_xmp() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("view", VIEWS)
-def test_views_differ_from_pillows_by_rounding(photos: list[bytes], view: View, channels: int) -> None:
+def test_views_differ_from_pillows_by_rounding(jpegs: list[bytes], view: View, channels: int) -> None:
     errors = []
-    for data in photos:
+    for data in jpegs:
         picture, reference = opened(data, channels), read_image(data, channels)
         for seed, size in enumerate([(224, 224), (64, 64), (160, 224), (300, 280), (17, 9)]):
             views = [view(image, size, np.random.default_rng(seed)) for image in (picture, reference)]
@@ -128,7 +128,7 @@ def test_strips_and_single_pixels() -> None:
             assert error(*views) < 0.5
 
 
-def test_other_filters_are_pillows_own(photos: list[bytes]) -> None:
+def test_other_filters_are_pillows_own(jpegs: list[bytes]) -> None:
     for interpolation in (Image.Resampling.LANCZOS, Image.Resampling.BOX, Image.Resampling.NEAREST):
         for channels in (1, 3):
             view = RandomResizedCrop(interpolation=interpolation, scale=(1.0, 1.0), ratio=(1.0, 1.0))
@@ -199,12 +199,12 @@ def spy_on_decoding(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return shapes
 
 
-def test_several_cuts_need_one_decoding(photos: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_cuts_need_one_decoding(jpegs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = spy_on_decoding(monkeypatch)
-    picture = opened(photos[0])
+    picture = opened(jpegs[0])
     cuts = [RandomResizedCrop()(picture, (64, 64), np.random.default_rng(seed)) for seed in range(3)]
     assert shapes == [(400, 600)]
-    again = [RandomResizedCrop()(opened(photos[0]), (64, 64), np.random.default_rng(seed)) for seed in range(3)]
+    again = [RandomResizedCrop()(opened(jpegs[0]), (64, 64), np.random.default_rng(seed)) for seed in range(3)]
     np.testing.assert_array_equal(cuts, again)
 
 
@@ -223,8 +223,8 @@ class Recorder:
         return np.tile(np.arange(size[1]), (size[0], 1)).astype(np.uint8)
 
 
-def test_every_decoder_gives_the_same_boxes_and_flips(photos: list[bytes]) -> None:
-    for data in [*photos, jpeg(pictures.chelsea()[:50, :70], exif=turned_by(8))]:
+def test_every_decoder_gives_the_same_boxes_and_flips(jpegs: list[bytes]) -> None:
+    for data in [*jpegs, jpeg(pictures.chelsea()[:50, :70], exif=turned_by(8))]:
         recorders = [Recorder(open_image(data, decode=decoder).size) for decoder in ("auto", "simplejpeg", "pillow")]
         for view in VIEWS:
             for seed in range(5):
@@ -247,8 +247,8 @@ def test_the_rest_is_pillows_bit_for_bit(tmp_path: Path) -> None:
             np.testing.assert_array_equal(np.asarray(picture.image), np.asarray(read_image(tmp_path / name)))
 
 
-def test_pillow_can_be_asked_for(photos: list[bytes]) -> None:
-    for data in photos:
+def test_pillow_can_be_asked_for(jpegs: list[bytes]) -> None:
+    for data in jpegs:
         views = [
             RandomResizedCrop()(image, (64, 64), np.random.default_rng(0))
             for image in (open_image(data, decode="pillow"), read_image(data))
@@ -256,20 +256,20 @@ def test_pillow_can_be_asked_for(photos: list[bytes]) -> None:
         np.testing.assert_array_equal(*views)
 
 
-def test_without_simplejpeg(photos: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_simplejpeg(jpegs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_decoder("auto") == choose_decoder("simplejpeg") == "simplejpeg"
     assert choose_decoder("pillow") == "pillow"
     monkeypatch.setattr(fast, "_simplejpeg", lambda: None)
     assert choose_decoder("auto") == choose_decoder("pillow") == "pillow"
-    assert isinstance(open_image(photos[0]), PillowPicture)
+    assert isinstance(open_image(jpegs[0]), PillowPicture)
     with pytest.raises(ValueError, match=r"--decode simplejpeg needs simplejpeg: pip install mimkit\[fast\]"):
-        open_image(photos[0], decode="simplejpeg")
+        open_image(jpegs[0], decode="simplejpeg")
 
 
 @pytest.mark.parametrize("channels", [0, 2, 4])
-def test_other_channel_counts_are_refused(photos: list[bytes], channels: int) -> None:
+def test_other_channel_counts_are_refused(jpegs: list[bytes], channels: int) -> None:
     with pytest.raises(ValueError, match=f"1 or 3 channels, got {channels}"):
-        open_image(photos[0], channels)
+        open_image(jpegs[0], channels)
 
 
 # Bad files
@@ -296,8 +296,8 @@ def test_bad_files_are_bad_either_way(data_root: Path) -> None:
     assert bad == {"01", "02", "03", "04", "11", "12", "mi"}
 
 
-def test_any_truncation_is_bad(photos: list[bytes], tmp_path: Path) -> None:
-    for number, data in enumerate(photos):
+def test_any_truncation_is_bad(jpegs: list[bytes], tmp_path: Path) -> None:
+    for number, data in enumerate(jpegs):
         for length in [*range(0, 700, 83), *np.linspace(700, len(data) - 3, 9).astype(int)]:
             (tmp_path / "a.jpg").write_bytes(data[:length])
             auto, pillow = (outcome(tmp_path / "a.jpg", decoder) for decoder in ("auto", "pillow"))
@@ -306,11 +306,11 @@ def test_any_truncation_is_bad(photos: list[bytes], tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_damage_is_bad_or_read_as_pillow_does(photos: list[bytes]) -> None:
+def test_damage_is_bad_or_read_as_pillow_does(jpegs: list[bytes]) -> None:
     rng = np.random.default_rng(0)
     bad = 0
     for number in range(200):
-        whole = np.frombuffer(photos[number % len(photos)], dtype=np.uint8)
+        whole = np.frombuffer(jpegs[number % len(jpegs)], dtype=np.uint8)
         whole = whole if number % 3 else np.delete(whole, rng.integers(len(whole), size=1))
         damaged = whole.copy()
         end = len(whole) if number % 2 else 700
@@ -335,13 +335,13 @@ def test_bombs_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch, tmp_
     assert shapes == []
 
 
-def test_threads_cut_alike(photos: list[bytes]) -> None:
+def test_threads_cut_alike(jpegs: list[bytes]) -> None:
     view = RandomResizedCrop()
-    expected = [view(opened(data), (48, 48), np.random.default_rng(0)) for data in photos]
+    expected = [view(opened(data), (48, 48), np.random.default_rng(0)) for data in jpegs]
     results: list[list[np.ndarray]] = [[] for _ in range(4)]
 
     def work(result: list[np.ndarray]) -> None:
-        result.extend(view(opened(data), (48, 48), np.random.default_rng(0)) for data in photos)
+        result.extend(view(opened(data), (48, 48), np.random.default_rng(0)) for data in jpegs)
 
     threads = [threading.Thread(target=work, args=(result,)) for result in results]
     for thread in threads:
@@ -349,6 +349,6 @@ def test_threads_cut_alike(photos: list[bytes]) -> None:
     for thread in threads:
         thread.join()
     for result in results:
-        assert len(result) == len(photos)
+        assert len(result) == len(jpegs)
         for pixels, reference in zip(result, expected, strict=True):
             np.testing.assert_array_equal(pixels, reference)

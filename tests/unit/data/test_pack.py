@@ -34,7 +34,7 @@ def pack(data: Path, out: Path, **options) -> Packed:
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def assorted(tmp_path: Path) -> Path:
     """Two classes, each with a train and a val folder; sizes, formats and modes of all kinds; one broken file."""
     folder = tmp_path / "photos"
     for part in ("train", "val"):
@@ -49,9 +49,9 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def test_images_come_out_as_they_went_in(photos: Path, tmp_path: Path) -> None:
-    done = pack(photos, tmp_path / "a.pack", short_side=32, quality=95)
-    whole, packed = find_all(photos), find_all(tmp_path / "a.pack")
+def test_images_come_out_as_they_went_in(assorted: Path, tmp_path: Path) -> None:
+    done = pack(assorted, tmp_path / "a.pack", short_side=32, quality=95)
+    whole, packed = find_all(assorted), find_all(tmp_path / "a.pack")
     broken = whole.paths.index("train/ant/broken.jpg")
     assert done.skipped == [(str(whole.path(broken)), "not an image, or broken at its start")]
     assert done.images == len(packed) == len(whole) - 1
@@ -75,9 +75,9 @@ def test_images_come_out_as_they_went_in(photos: Path, tmp_path: Path) -> None:
         assert np.abs(np.asarray(small, float) - np.asarray(read_image(data), float)).mean() < 4
 
 
-def test_it_is_split_like_its_folder(photos: Path, tmp_path: Path) -> None:
-    pack(photos, tmp_path / "a.pack")
-    for ours, theirs, part in zip(split(tmp_path / "a.pack"), split(photos), ("train", "val"), strict=True):
+def test_it_is_split_like_its_folder(assorted: Path, tmp_path: Path) -> None:
+    pack(assorted, tmp_path / "a.pack")
+    for ours, theirs, part in zip(split(tmp_path / "a.pack"), split(assorted), ("train", "val"), strict=True):
         names = [f"{part}/{path}" for path in theirs.paths]
         kept = [i for i, name in enumerate(names) if "broken" not in name]
         assert list(ours.paths) == [names[i] for i in kept]
@@ -85,17 +85,17 @@ def test_it_is_split_like_its_folder(photos: Path, tmp_path: Path) -> None:
         assert ours.labels is not None
         assert theirs.labels is not None
         np.testing.assert_array_equal(ours.labels, theirs.labels[kept])
-    (photos / "train" / "ant" / "broken.jpg").unlink()
-    pack(photos / "train", tmp_path / "b.pack")  # where a hash of the name decides
+    (assorted / "train" / "ant" / "broken.jpg").unlink()
+    pack(assorted / "train", tmp_path / "b.pack")  # where a hash of the name decides
     for share in (0.0, 0.2, 0.5):
-        for ours, theirs in zip(split(tmp_path / "b.pack", share), split(photos / "train", share), strict=True):
+        for ours, theirs in zip(split(tmp_path / "b.pack", share), split(assorted / "train", share), strict=True):
             assert list(ours.paths) == list(theirs.paths)
             assert ours.labels is not None
             assert ours.labels.tolist() == theirs.labels.tolist()  # type: ignore[union-attr]
 
 
-def test_list_files_keep_their_labels_and_are_not_split_by_folders(photos: Path, tmp_path: Path) -> None:
-    listed = photos / "some.txt"
+def test_list_files_keep_their_labels_and_are_not_split_by_folders(assorted: Path, tmp_path: Path) -> None:
+    listed = assorted / "some.txt"
     listed.write_text("train/ant/1.png\tx\nval/bee/1.png\ty\nval/ant/2.png\tx\n")
     pack(listed, tmp_path / "a.pack")
     images = find_images(tmp_path / "a.pack")
@@ -108,30 +108,30 @@ def test_list_files_keep_their_labels_and_are_not_split_by_folders(photos: Path,
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(photos: Path, tmp_path: Path, workers: int) -> None:
+def test_workers_change_nothing(assorted: Path, tmp_path: Path, workers: int) -> None:
     told: list[int] = []
-    one = pack(photos, tmp_path / "one.pack", short_side=24)
-    many = pack(photos, tmp_path / "many.pack", short_side=24, workers=workers, report=told.append)
+    one = pack(assorted, tmp_path / "one.pack", short_side=24)
+    many = pack(assorted, tmp_path / "many.pack", short_side=24, workers=workers, report=told.append)
     assert (tmp_path / "one.pack").read_bytes() == (tmp_path / "many.pack").read_bytes()
     assert one == many
     assert told[-1] == one.images + 1
     assert multiprocessing.active_children() == []
 
 
-def test_fingerprints_tell_contents_apart_and_places_not(photos: Path, tmp_path: Path) -> None:
+def test_fingerprints_tell_contents_apart_and_places_not(assorted: Path, tmp_path: Path) -> None:
     prints = []
     for number, options in enumerate([{}, {}, {"short_side": 16}, {"quality": 70}]):
         (tmp_path / str(number)).mkdir()
-        pack(photos, tmp_path / str(number) / "a.pack", **options)
+        pack(assorted, tmp_path / str(number) / "a.pack", **options)
         prints.append(find_images(tmp_path / str(number) / "a.pack").fingerprint())
     assert prints[0] == prints[1]
     assert len(set(prints)) == 3
-    assert Pack(tmp_path / "0" / "a.pack").source == find_all(photos).fingerprint()
+    assert Pack(tmp_path / "0" / "a.pack").source == find_all(assorted).fingerprint()
 
 
-def test_an_image_that_was_damaged_is_skipped_and_named(photos: Path, tmp_path: Path) -> None:
+def test_an_image_that_was_damaged_is_skipped_and_named(assorted: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.pack"
-    pack(photos, path)
+    pack(assorted, path)
     images = find_images(path)
     data = images.content(3)
     assert isinstance(data, bytes)
@@ -148,8 +148,8 @@ def test_an_image_that_was_damaged_is_skipped_and_named(photos: Path, tmp_path: 
     assert "checksum" in reason
 
 
-def test_damage_to_all_else_is_refused(photos: Path, tmp_path: Path) -> None:
-    pack(photos, tmp_path / "good.pack", short_side=16)
+def test_damage_to_all_else_is_refused(assorted: Path, tmp_path: Path) -> None:
+    pack(assorted, tmp_path / "good.pack", short_side=16)
     good = (tmp_path / "good.pack").read_bytes()
     _, _, _, _, start, length, *_ = struct.unpack_from("<8sIIQQQ32s32s", good)
     assert start + length == len(good)
@@ -169,11 +169,11 @@ def test_damage_to_all_else_is_refused(photos: Path, tmp_path: Path) -> None:
         find_images(bad)
 
 
-def test_errors_leave_nothing_behind(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_leave_nothing_behind(assorted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out" / "a.pack"
     for options in ({"short_side": 0}, {"quality": 0}, {"quality": 101}):
         with pytest.raises(ValueError, match=f"got {next(iter(options.values()))}"):
-            pack(photos, out, **options)
+            pack(assorted, out, **options)
     listed = tmp_path / "missing.txt"
     listed.write_text("a.png\nb.png")
     with pytest.raises(ValueError, match=r"none of the 2 images .*a\.png: no such file or directory"):
@@ -184,7 +184,7 @@ def test_errors_leave_nothing_behind(photos: Path, tmp_path: Path, monkeypatch: 
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match=r"No space left on device: .*out/a\.pack"):
-        pack(photos, out, report=fail)
+        pack(assorted, out, report=fail)
     assert [path.name for path in out.parent.iterdir()] == ["a.pack"]
     assert out.read_bytes() == b"old"
 
@@ -201,8 +201,8 @@ def answer(images: ImageList, replies: multiprocessing.SimpleQueue) -> None:
     replies.put((images.content(5), images.paths[5], len(images)))
 
 
-def test_other_processes_open_it_again(photos: Path, tmp_path: Path) -> None:
-    pack(photos, tmp_path / "a.pack")
+def test_other_processes_open_it_again(assorted: Path, tmp_path: Path) -> None:
+    pack(assorted, tmp_path / "a.pack")
     images = find_images(tmp_path / "a.pack").take([7, 1, 2, 3, 4, 9])
     context = multiprocessing.get_context("spawn")
     replies = context.SimpleQueue()
@@ -212,10 +212,10 @@ def test_other_processes_open_it_again(photos: Path, tmp_path: Path) -> None:
     assert replies.get() == (images.content(5), images.paths[5], 6)
 
 
-def test_a_pack_replaced_under_a_run_is_noticed(photos: Path, tmp_path: Path) -> None:
-    pack(photos, tmp_path / "a.pack")
+def test_a_pack_replaced_under_a_run_is_noticed(assorted: Path, tmp_path: Path) -> None:
+    pack(assorted, tmp_path / "a.pack")
     reopen, arguments = find_images(tmp_path / "a.pack").store.__reduce__()  # type: ignore[union-attr]
     assert reopen(*arguments).names == find_images(tmp_path / "a.pack").paths
-    pack(photos, tmp_path / "a.pack", short_side=8)
+    pack(assorted, tmp_path / "a.pack", short_side=8)
     with pytest.raises(ValueError, match="was replaced by another pack"):
         reopen(*arguments)

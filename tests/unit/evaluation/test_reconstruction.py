@@ -18,7 +18,7 @@ SIZE = (64, 96)  # 4 x 6 cells
 KEYS = torch.arange(3)
 
 
-def photos(channels: int = 3) -> Tensor:
+def samples(channels: int = 3) -> Tensor:
     """uint8 [3, C, H, W]: noise, a slope, and one colour, whose cells have no deviation."""
     noise = torch.randint(256, (channels, *SIZE), generator=torch.Generator().manual_seed(0))
     slope = torch.linspace(0, 255, SIZE[1]).expand(channels, *SIZE)
@@ -42,7 +42,7 @@ def method(target, channels: int = 3) -> Method:
 
 def perfect(target, channels: int = 3) -> Method:
     made = method(target, channels)
-    (values,) = target(made.normalization.from_bytes(photos(channels)), [(4, 6)])
+    (values,) = target(made.normalization.from_bytes(samples(channels)), [(4, 6)])
     made.decoders = nn.ModuleList([Perfect(values)])
     return made
 
@@ -56,13 +56,13 @@ def hidden(made: Method) -> Tensor:
 @pytest.mark.parametrize("target", [Pixels(), Pixels(normalized=False), LowFreqPixels()], ids=str)
 def test_what_was_visible_stays_and_what_was_hidden_is_grey(target, channels):
     made = method(target, channels)
-    rows = pictures.reconstruct(made, photos(channels), KEYS)
+    rows = pictures.reconstruct(made, samples(channels), KEYS)
     assert rows.shape == (3, len(pictures.columns(made)), channels, *SIZE)
     assert 0 <= rows.min() <= rows.max() <= 1
     original, visible, reconstruction, both = rows.unbind(dim=1)[:4]
     gone = hidden(made).expand_as(original)
     assert gone.float().mean() == 0.75
-    torch.testing.assert_close(original, photos(channels) / 255, rtol=0, atol=1e-6)
+    torch.testing.assert_close(original, samples(channels) / 255, rtol=0, atol=1e-6)
     assert torch.equal(visible[~gone], original[~gone])
     assert (visible[gone] == 0.5).all()
     assert torch.equal(both[~gone], original[~gone])
@@ -74,7 +74,7 @@ def test_what_was_visible_stays_and_what_was_hidden_is_grey(target, channels):
 @pytest.mark.parametrize("normalized", [True, False])
 def test_a_perfect_prediction_gives_the_image_back(normalized, channels):
     original, _, reconstruction, both = pictures.reconstruct(
-        perfect(Pixels(normalized=normalized), channels), photos(channels), KEYS
+        perfect(Pixels(normalized=normalized), channels), samples(channels), KEYS
     ).unbind(dim=1)
     torch.testing.assert_close(reconstruction, original, rtol=0, atol=1e-5)
     torch.testing.assert_close(both, original, rtol=0, atol=1e-5)
@@ -83,7 +83,7 @@ def test_a_perfect_prediction_gives_the_image_back(normalized, channels):
 @pytest.mark.parametrize("kind", ["centred", "mmselfsup"])
 def test_a_perfect_prediction_of_low_frequencies_gives_their_image(kind):
     made = perfect(LowFreqPixels(filter=kind))
-    rows = pictures.reconstruct(made, photos(), KEYS)
+    rows = pictures.reconstruct(made, samples(), KEYS)
     named = dict(zip(pictures.columns(made), rows.unbind(dim=1), strict=True))
     torch.testing.assert_close(named["reconstruction"], named["low-pass target"], rtol=0, atol=1e-5)
     assert (named["low-pass target"][0] - named["original"][0]).abs().mean() > 0.05  # noise has lost its detail
@@ -93,7 +93,7 @@ def test_a_perfect_prediction_of_low_frequencies_gives_their_image(kind):
 def test_the_cells_true_statistics_are_restored():
     """A normalised target says nothing of a cell's mean and contrast: any prediction is shown with the true ones."""
     made = method(Pixels())
-    images = (photos()[:1] // 2 + 64).to(torch.uint8)  # far from black and white, where pictures are cut off
+    images = (samples()[:1] // 2 + 64).to(torch.uint8)  # far from black and white, where pictures are cut off
     normalized = made.normalization.from_bytes(images)
     values = torch.randn(1, 4, 6, 16 * 16 * 3, generator=torch.Generator().manual_seed(1))
     values = (values - values.mean(dim=-1, keepdim=True)) / values.std(dim=-1, keepdim=True)
@@ -107,14 +107,14 @@ def test_the_cells_true_statistics_are_restored():
 
 def test_what_has_no_picture():
     made = method(Hog())
-    assert pictures.reconstruct(made, photos(), KEYS) is None
+    assert pictures.reconstruct(made, samples(), KEYS) is None
 
 
 def test_the_same_keys_give_the_same_pictures():
     made = method(Pixels())
-    first, again = (pictures.reconstruct(made, photos(), KEYS) for _ in range(2))
+    first, again = (pictures.reconstruct(made, samples(), KEYS) for _ in range(2))
     assert torch.equal(first, again)
-    assert not torch.equal(first, pictures.reconstruct(made, photos(), KEYS + 10))
+    assert not torch.equal(first, pictures.reconstruct(made, samples(), KEYS + 10))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -34,13 +34,7 @@ from mimkit.training.hardware import available_memory
 from mimkit.training.run_folder import Run
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photos) -> Path:
-    folder = make_photos(tmp_path_factory.mktemp("tuning") / "photos", count=40, classes=2)
-    sorted(folder.rglob("*.png"))[3].write_bytes(b"no picture")
-    return folder
+PHOTOS = {"count": 40, "classes": 2, "broken": [3]}
 
 
 def test_sizes_divide_the_share_and_hold_whole_images():

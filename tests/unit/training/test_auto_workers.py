@@ -22,22 +22,13 @@ from mimkit.training.hardware import choose_workers, cores
 from mimkit.training.run_folder import Run
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photos) -> Path:
-    folder = make_photos(tmp_path_factory.mktemp("tuning") / "photos", count=40, classes=2)
-    sorted(folder.rglob("*.png"))[3].write_bytes(b"no picture")
-    return folder
+PHOTOS = {"count": 40, "classes": 2, "broken": [3]}
 
 
 def fingerprint(run: Path) -> dict[str, str]:
     newest = max((run / "checkpoints").glob("step-*"))
     files = [newest / "weights.safetensors", newest / "training.safetensors", run / "log.jsonl"]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-
-# Readers
 
 
 def test_measuring_leaves_no_trace(photos, monkeypatch):

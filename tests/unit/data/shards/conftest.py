@@ -1,11 +1,9 @@
 """Shards on a server, and a cache to keep them in."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from helpers.servers import ShardServer, serving
 from helpers.shards import shards
 from mimkit.data import Cache
 from mimkit.data.shards import urls as remote_module
@@ -17,9 +15,8 @@ def local(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(local: Path) -> Iterator[ShardServer]:
-    with serving(local) as running:
-        yield running
+def served(local: Path) -> Path:
+    return local
 
 
 @pytest.fixture
