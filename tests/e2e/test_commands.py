@@ -11,7 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import mimkit
-from helpers.tiny import TINY, as_flags
+from helpers.runs import as_flags
+from helpers.tiny import TINY
 from mimkit.cli.main import main
 from mimkit.compose import recipes
 from mimkit.evaluation.reconstruction import GAP

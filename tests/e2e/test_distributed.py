@@ -15,7 +15,8 @@ from torch import Tensor
 import mimkit
 from helpers import pair
 from helpers.processes import run_together, torchrun
-from helpers.tiny import TINY, as_flags
+from helpers.runs import as_flags
+from helpers.tiny import TINY
 from mimkit.cli.main import main
 from mimkit.plan import plan
 from mimkit.settings import Settings

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 import mimkit
 from helpers import parts
 from helpers.processes import torchrun
-from helpers.tiny import TINY, as_flags
+from helpers.runs import as_flags
+from helpers.tiny import TINY
 from mimkit.convert import export_huggingface, export_onnx, export_safetensors, export_timm
 from mimkit.evaluation.online import Probe, subset
 from mimkit.plan import plan

@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`, where pytest has not put it there
 
-from golden.regenerate import images
+from helpers.parts import coarse_images
 from helpers.tiny import NARROW
 from mimkit.compose import compose
 from mimkit.losses import absolute, squared
@@ -30,6 +30,7 @@ from mimkit.training.loop import State
 
 GRID = Path(__file__).with_name("grid.json")
 STEPS, BATCH = 3, 2
+IMAGES = 32  # made at once, of which the first are taken
 
 SMALL, STAGES = {"image_size": (64, 64)}, "depths=(1, 1, 2, 1)"
 SWIN = (
@@ -142,7 +143,7 @@ def train(parts: Parts) -> Trained:
     state, trained = State(method, made.train), Trained(set(learning), [], [], [])
     for step in range(STEPS):
         numbers = torch.arange(step * BATCH, (step + 1) * BATCH)
-        loss = method(images(made.image_size[0])[numbers], keys=sample_keys(0, 0, numbers)).loss
+        loss = method(coarse_images(IMAGES, made.image_size[0])[numbers], keys=sample_keys(0, 0, numbers)).loss
         loss.backward()
         trained.losses.append(float(loss.detach()))
         trained.without.append({name for name, p in learning.items() if p.grad is None})

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`, where pytest has not put it there
 
+from helpers.parts import coarse_images
 from helpers.tiny import TINY
 from mimkit.compose import compose, recipes
 from mimkit.randomness import sample_keys
@@ -33,7 +33,8 @@ def curve(name: str) -> list[float]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         method = build(recipe).train()
-    state, losses, pictures = State(method, recipe.train), [], images(recipe.image_size[0])
+    state, losses = State(method, recipe.train), []
+    pictures = coarse_images(STEPS_PER_EPOCH * BATCH, recipe.image_size[0])
     for step in range(EPOCHS * STEPS_PER_EPOCH):
         epoch, place = divmod(step, STEPS_PER_EPOCH)
         numbers = torch.arange(place * BATCH, (place + 1) * BATCH)
@@ -42,15 +43,6 @@ def curve(name: str) -> list[float]:
         state.update(loss.detach(), recipe.train.lr(step / STEPS_PER_EPOCH))
         losses.append(float(loss.detach()))
     return losses
-
-
-def images(side: int) -> Tensor:
-    """uint8 [32, 3, side, side]: coloured blocks of 8 pixels with fine noise, whole numbers only."""
-    generator = torch.Generator().manual_seed(0)
-    count = STEPS_PER_EPOCH * BATCH
-    blocks = torch.randint(200, (count, 3, side // 8, side // 8), generator=generator)
-    noise = torch.randint(56, (count, 3, side, side), generator=generator)
-    return (blocks.repeat_interleave(8, 2).repeat_interleave(8, 3) + noise).to(torch.uint8)
 
 
 def main() -> None:

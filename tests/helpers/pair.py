@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`
 
 import mimkit.report
 import mimkit.training.loop
-from helpers.tiny import TINY, VIT, as_flags
+from helpers.runs import as_flags
+from helpers.tiny import TINY, VIT
 from mimkit.cli.main import main
 from mimkit.method import Method
 from mimkit.pretraining import pretrain, resume

@@ -94,6 +94,14 @@ def images(batch: int, size: Size, channels: int = 3, seed: int = 0) -> Tensor:
     return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(seed))
 
 
+def coarse_images(count: int, side: int) -> Tensor:
+    """uint8 [count, 3, side, side]: coloured blocks of 8 pixels with fine noise, whole numbers only."""
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.randint(200, (count, 3, side // 8, side // 8), generator=generator)
+    noise = torch.randint(56, (count, 3, side, side), generator=generator)
+    return (blocks.repeat_interleave(8, 2).repeat_interleave(8, 3) + noise).to(torch.uint8)
+
+
 def hide(batch: int, grid: Grid, count: int, seed: int = 0) -> Mask:
     """A mask that hides `count` random cells of each sample, drawn without mimkit's own sampler."""
     generator = torch.Generator().manual_seed(seed)

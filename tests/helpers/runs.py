@@ -8,6 +8,7 @@ import sys
 from dataclasses import fields
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from mimkit.cli.main import main
 from mimkit.errors import flag
@@ -57,11 +58,15 @@ def work(arguments: list[str], output: Path) -> None:
     sys.exit(main(arguments))
 
 
-def as_flags(settings: Settings) -> list[str]:
-    """The settings that differ from the defaults, as the command line takes them."""
-    given = {f.name: getattr(settings, f.name) for f in fields(Settings) if getattr(settings, f.name) != f.default}
-    words = {name: value if isinstance(value, tuple) else (value,) for name, value in given.items()}
-    return [str(word) for name, values in words.items() for word in (flag(name), *values)]
+def as_flags(settings: Settings | dict[str, Any]) -> list[str]:
+    """Settings as the command line takes them: all that are given in a dict, or those that differ from the defaults."""
+    if isinstance(settings, Settings):
+        values = {f.name: getattr(settings, f.name) for f in fields(Settings)}
+        settings = {f.name: values[f.name] for f in fields(Settings) if values[f.name] != f.default}
+    words = []
+    for name, value in settings.items():
+        words += [flag(name), *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
 
 
 def rows_logged(out: Path) -> int:

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from mimkit.errors import flag
-
 NARROW = {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
 VIT = {"backbone": "test_vit", "image_size": (64, 64)}
 SWIN = {
@@ -46,11 +44,3 @@ TINY: dict[str, dict[str, Any]] = {
     "pixio": VIT | NARROW | {"backbone": "test_vit(reg_tokens=7)", "image_size": (128, 128)},
     "small": VIT | NARROW | {"mask_ratio": 0.75},
 }
-
-
-def as_flags(settings: dict[str, Any]) -> list[str]:
-    """Settings as a command line has them."""
-    words = []
-    for name, value in settings.items():
-        words += [flag(name), *map(str, value if isinstance(value, tuple) else (value,))]
-    return words

@@ -8,18 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers.files import touch
 from mimkit.data import ImageList, find_images, split
 from mimkit.data.decode import image_suffixes
 from mimkit.data.folder import _choose
-
-
-def touch(root: Path, *names: str) -> Path:
-    """Empty files: nothing here looks into one."""
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
-
 
 # Finding
 

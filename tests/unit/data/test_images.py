@@ -4,15 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from helpers.files import touch
 from mimkit.data import ImageList, find_images
-
-
-def touch(root: Path, *names: str) -> Path:
-    """Empty files: nothing here looks into one."""
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
 
 
 def test_take_keeps_classes_and_order() -> None:

@@ -1,16 +1,15 @@
 """The micro-batch that a run finds before it starts, and that what it trains does not depend on it."""
 
 import dataclasses
-import hashlib
 import json
 import math
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from helpers.plans import planned, settings
+from helpers.runs import fingerprint
 from mimkit.cli.main import main
 from mimkit.method import Method
 from mimkit.plan import plan
@@ -158,12 +157,6 @@ def test_a_run_is_what_its_micro_batch_given_by_hand_makes_of_it(photos, tmp_pat
     by_hand = replace(wanted, micro_batch=micro_batch)
     pretrain("mae", by_hand, tmp_path / "hand", machine=Machine(workers=0))
     assert fingerprint(tmp_path / "hand") == fingerprint(tmp_path / "auto")
-
-
-def fingerprint(run: Path) -> dict[str, str]:
-    newest = max((run / "checkpoints").glob("step-*"))
-    files = [newest / "weights.safetensors", newest / "training.safetensors", run / "log.jsonl"]
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 @pytest.mark.gpu

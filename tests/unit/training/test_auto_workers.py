@@ -1,15 +1,14 @@
 """How many processes read, as a run finds out before it starts, and that what it trains does not depend on it."""
 
-import hashlib
 import json
 import math
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
 
 from helpers.plans import planned, settings
+from helpers.runs import fingerprint
 from mimkit.pretraining import pretrain
 from mimkit.settings import Machine
 from mimkit.training import auto_workers as tuning
@@ -23,12 +22,6 @@ from mimkit.training.run_folder import Run
 
 CPU = torch.device("cpu")
 PHOTOS = {"count": 40, "classes": 2, "broken": [3]}
-
-
-def fingerprint(run: Path) -> dict[str, str]:
-    newest = max((run / "checkpoints").glob("step-*"))
-    files = [newest / "weights.safetensors", newest / "training.safetensors", run / "log.jsonl"]
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def test_measuring_leaves_no_trace(photos, monkeypatch):
