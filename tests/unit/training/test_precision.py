@@ -18,7 +18,6 @@ from mimkit.efficiency import tune
 from mimkit.masks import Mask
 from mimkit.recipes import build
 from mimkit.settings import Settings
-from mimkit.training import adamw_bf16 as bf16
 from mimkit.training.loop import State
 from mimkit.training.precision import (
     Precision,
@@ -27,6 +26,7 @@ from mimkit.training.precision import (
     for_training,
     in_float32,
     refuse_batch_norms,
+    tensors_of,
 )
 
 CPU = torch.device("cpu")
@@ -77,7 +77,7 @@ def three_steps(name: str, precision: Precision) -> tuple[State, list[float], se
 @pytest.mark.parametrize("name", TINY)
 def test_all_of_a_recipe_is_bfloat16_and_its_losses_are_close(name):
     state, losses, gradients = three_steps(name, "bf16-pure")
-    tensors = [*bf16.tensors_of(state.model)]
+    tensors = [*tensors_of(state.model)]
     assert {t.dtype for t in tensors if t.is_floating_point()} == gradients == {torch.bfloat16}
     assert state.optimizer.state.keys() == set(state.trained.values())
     for slots in state.optimizer.state.values():
@@ -93,8 +93,8 @@ def test_batch_norms_stay_float32(key):
     encoder = for_training(dense_families.create(key), CPU, "bf16-pure")
     norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
     assert bool(norms) == (key in ("resnet18", "xcit"))
-    inside = {tensor for norm in norms for tensor in bf16.tensors_of(norm)}
-    for tensor in bf16.tensors_of(encoder):
+    inside = {tensor for norm in norms for tensor in tensors_of(norm)}
+    for tensor in tensors_of(encoder):
         if tensor.is_floating_point():
             assert tensor.dtype == (torch.float32 if tensor in inside else torch.bfloat16)
     state = State(encoder, PURE)
