@@ -9,11 +9,11 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import TINY, as_flags
 
 import mimkit
+from helpers.runs import as_flags
+from helpers.tiny import TINY
 from mimkit.cli.main import main
-from mimkit.compose import recipes
 from mimkit.evaluation.reconstruction import GAP
 
 SMALL = (
@@ -32,11 +32,6 @@ def pretrain(data, out, *more: str, recipe: str = "small", code: int = 0):
 def rows(run, kind: str) -> list[dict]:
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     return [line for line in lines if line["kind"] == kind]
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photos):
-    return make_photos(tmp_path_factory.mktemp("data") / "photos", count=40, classes=2)
 
 
 @pytest.fixture(scope="module")

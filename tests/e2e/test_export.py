@@ -4,17 +4,17 @@ import json
 import re
 from pathlib import Path
 
-import build
 import pytest
 import timm
 import torch
-from build_source import CONVMAE, SWIN, VIT, write_source
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 import mimkit
+from helpers import parts
+from helpers.sources import CONVMAE, SWIN, VIT, write_source
 from mimkit import convert
 from mimkit.convert import export_huggingface, export_onnx, export_safetensors, export_timm
 from mimkit.pretraining import pretrain
@@ -76,7 +76,7 @@ def test_timm_takes_the_encoder_strictly(tmp_path, recipe, settings):
     assert json.loads(metadata["timm.create_model"]) == arguments
     model = timm.create_model(**arguments).eval()
     model.load_state_dict(load_file(tmp_path / "encoder.safetensors"), strict=True)
-    images = build.images(2, (64, 64))
+    images = parts.images(2, (64, 64))
     with torch.inference_mode():
         theirs = eval(metadata["readout"], {"model": model, "images": images})
     ours = feature(tmp_path / "method.safetensors", images)
@@ -111,7 +111,7 @@ def test_onnx_gives_the_same_for_any_batch(tmp_path, capfd, backbone, size):
     assert capfd.readouterr() == ("", "")
     session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx")
     for count in (1, 2, 5):
-        images = build.images(count, size, seed=9)
+        images = parts.images(count, size, seed=9)
         features, tokens = session.run(["features", "tokens"], {"images": images.numpy()})
         ours = feature(source, images)
         assert ours.std() > 0.01
@@ -189,7 +189,7 @@ def test_a_file_remembers_how_it_was_trained(run, tmp_path):
     training = re.compile(r"## Training\n.*", re.DOTALL)
     assert training.search(third.read_text())[0] == training.search(first.read_text())[0]
     assert b"secret" not in (tmp_path / "second.safetensors").read_bytes()
-    images = build.images(2, (32, 32))
+    images = parts.images(2, (32, 32))
     assert torch.equal(feature(run, images), feature(tmp_path / "second.safetensors", images))
 
 

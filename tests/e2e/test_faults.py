@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import as_flags, fingerprint, settings
 
+from helpers.runs import as_flags, fingerprint, settings
 from mimkit.cli.main import main
 from mimkit.evaluation import probes
 from mimkit.method import Method
@@ -19,11 +19,6 @@ from mimkit.training import checkpoint
 from mimkit.training.checkpoint import load_newest
 
 LATE = 8  # a step in the middle of 20
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photos) -> Path:
-    return make_photos(tmp_path_factory.mktemp("data") / "photos", count=40, classes=2)
 
 
 def command(photos: Path, out: Path, workers: int = 0) -> list[str]:

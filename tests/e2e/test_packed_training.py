@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_resume import fingerprint, settings
 
+from helpers.runs import fingerprint, settings
 from mimkit.cli.main import main
 from mimkit.data import find_all
 from mimkit.errors import TrainingStopped
@@ -17,11 +17,6 @@ from mimkit.training.machine import Machine
 from mimkit.training.run_folder import Run
 
 HERE = Machine(workers=0, checkpoint_minutes=0)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photos):
-    return make_photos(tmp_path_factory.mktemp("data") / "photos", count=40, classes=2)
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,16 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import build
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from test_distributed import torchrun
-from tiny import TINY, as_flags
 
 import mimkit
+from helpers import parts
+from helpers.processes import torchrun
+from helpers.runs import as_flags
+from helpers.tiny import TINY
 from mimkit.convert import export_huggingface, export_onnx, export_safetensors, export_timm
 from mimkit.evaluation.online import Probe, subset
 from mimkit.plan import plan
@@ -23,11 +24,7 @@ from mimkit.training.machine import Machine
 from mimkit.training.run_folder import Run
 
 HERE = Machine(workers=0)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photos) -> Path:
-    return make_photos(tmp_path_factory.mktemp("data") / "photos", count=40, classes=2, size=80)
+PHOTOS = {"count": 40, "classes": 2, "size": 80}
 
 
 def settings(photos: Path, **more) -> Settings:
@@ -76,7 +73,7 @@ def test_it_is_taken_up_in_float32(run, photos):
 
 
 def test_exports_are_float32(run, tmp_path):
-    images = build.images(2, (64, 64))
+    images = parts.images(2, (64, 64))
     with torch.inference_mode():
         expected = mimkit.load_encoder(run)(images)
         export_safetensors(run, tmp_path / "method.safetensors")
@@ -100,7 +97,7 @@ def test_onnx_takes_it(run, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     export_onnx(run, tmp_path / "encoder.onnx")
-    images = build.images(2, (64, 64))
+    images = parts.images(2, (64, 64))
     features, _ = onnxruntime.InferenceSession(tmp_path / "encoder.onnx").run(None, {"images": images.numpy()})
     with torch.inference_mode():
         expected = mimkit.load_encoder(run)(images)

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from shard_server import ShardServer, serving
-from test_resume import fingerprint, settings
 
+from helpers.runs import fingerprint, settings
+from helpers.servers import ShardServer
 from mimkit.cli.main import main
 from mimkit.data import Cache, find_images
 from mimkit.errors import TrainingStopped
@@ -21,7 +21,7 @@ pytest.importorskip("aiohttp")
 
 
 @pytest.fixture
-def server(tmp_path: Path, make_photos):
+def served(tmp_path: Path, make_photos) -> Path:
     folder = tmp_path / "shards"
     folder.mkdir()
     files = sorted(make_photos(tmp_path / "photos", count=40).glob("*.png"))
@@ -29,8 +29,7 @@ def server(tmp_path: Path, make_photos):
         with tarfile.open(folder / f"train-{number}.tar", "w") as archive:
             for file in files[10 * number : 10 * number + 10]:
                 archive.add(file, file.name)
-    with serving(folder) as running:
-        yield running
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-import test_resume
-from test_resume import fingerprint, start
+
+from helpers import runs
+from helpers.runs import fingerprint, start
 
 KILLS = 60
 EPOCHS = 80  # so that the run does not end before them
@@ -37,7 +38,7 @@ def newest(run: Path) -> str:
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to find reading processes")
 def test_killed_all_the_time_ends_bit_identical(tmp_path, make_photos, monkeypatch):
-    monkeypatch.setattr(test_resume, "EPOCHS", EPOCHS)
+    monkeypatch.setattr(runs, "EPOCHS", EPOCHS)
     photos = make_photos(tmp_path / "photos", count=40, classes=2)
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert start(undisturbed, photos).wait(timeout=300) == 0

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tiny`, where pytest has not put it there
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`, where pytest has not put it there
 
-from regenerate import images
-from tiny import NARROW
-
+from helpers.parts import coarse_images
+from helpers.tiny import NARROW
 from mimkit.compose import compose
 from mimkit.losses import absolute, squared
 from mimkit.randomness import sample_keys
@@ -31,6 +30,7 @@ from mimkit.training.loop import State
 
 GRID = Path(__file__).with_name("grid.json")
 STEPS, BATCH = 3, 2
+IMAGES = 32  # made at once, of which the first are taken
 
 SMALL, STAGES = {"image_size": (64, 64)}, "depths=(1, 1, 2, 1)"
 SWIN = (
@@ -143,7 +143,7 @@ def train(parts: Parts) -> Trained:
     state, trained = State(method, made.train), Trained(set(learning), [], [], [])
     for step in range(STEPS):
         numbers = torch.arange(step * BATCH, (step + 1) * BATCH)
-        loss = method(images(made.image_size[0])[numbers], keys=sample_keys(0, 0, numbers)).loss
+        loss = method(coarse_images(IMAGES, made.image_size[0])[numbers], keys=sample_keys(0, 0, numbers)).loss
         loss.backward()
         trained.losses.append(float(loss.detach()))
         trained.without.append({name for name, p in learning.items() if p.grad is None})

@@ -2,8 +2,8 @@
 
     python tests/golden/regenerate.py
 
-A change of any number below or in tests/tiny.py, or of any part of a method, changes the curves: say in the commit why
-they may change.
+A change of any number below or in tests/helpers/tiny.py, or of any part of a method, changes the curves: say in the
+commit why they may change.
 """
 
 import json
@@ -11,13 +11,12 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tiny`, where pytest has not put it there
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`, where pytest has not put it there
 
-from tiny import TINY
-
-from mimkit.compose import compose, recipes
+from helpers.parts import coarse_images
+from helpers.tiny import TINY
+from mimkit.compose import compose
 from mimkit.randomness import sample_keys
 from mimkit.recipes import build
 from mimkit.settings import Settings
@@ -34,7 +33,8 @@ def curve(name: str) -> list[float]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         method = build(recipe).train()
-    state, losses, pictures = State(method, recipe.train), [], images(recipe.image_size[0])
+    state, losses = State(method, recipe.train), []
+    pictures = coarse_images(STEPS_PER_EPOCH * BATCH, recipe.image_size[0])
     for step in range(EPOCHS * STEPS_PER_EPOCH):
         epoch, place = divmod(step, STEPS_PER_EPOCH)
         numbers = torch.arange(place * BATCH, (place + 1) * BATCH)
@@ -43,15 +43,6 @@ def curve(name: str) -> list[float]:
         state.update(loss.detach(), recipe.train.lr(step / STEPS_PER_EPOCH))
         losses.append(float(loss.detach()))
     return losses
-
-
-def images(side: int) -> Tensor:
-    """uint8 [32, 3, side, side]: coloured blocks of 8 pixels with fine noise, whole numbers only."""
-    generator = torch.Generator().manual_seed(0)
-    count = STEPS_PER_EPOCH * BATCH
-    blocks = torch.randint(200, (count, 3, side // 8, side // 8), generator=generator)
-    noise = torch.randint(56, (count, 3, side, side), generator=generator)
-    return (blocks.repeat_interleave(8, 2).repeat_interleave(8, 3) + noise).to(torch.uint8)
 
 
 def main() -> None:

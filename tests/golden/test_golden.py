@@ -3,9 +3,8 @@
 import json
 
 import pytest
-from regenerate import CURVES, EPOCHS, STEPS_PER_EPOCH, curve
 
-from mimkit.compose import recipes
+from golden.regenerate import CURVES, EPOCHS, STEPS_PER_EPOCH, curve
 
 TOLERANCE = 1e-5  # relative; other processors round otherwise
 

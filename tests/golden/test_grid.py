@@ -7,8 +7,8 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
-from grid import DECODERS, ENCODERS, GRID, MASKS, READOUTS, STEPS, Parts, combinations, misfit, recipe, train
 
+from golden.grid import DECODERS, ENCODERS, GRID, MASKS, READOUTS, STEPS, Parts, combinations, misfit, recipe, train
 from mimkit.recipes import build
 
 TOLERANCE = 1e-5  # relative; other processors round otherwise

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-import build
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from helpers import parts
 from mimkit.backbones import ConvMAE, create_encoder
 from mimkit.decoders import TransformerDecoder
 from mimkit.masks import Mask
@@ -30,7 +30,7 @@ def tiny(**options) -> ConvMAE:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         encoder = ConvMAE(**({"image_size": SIZE} | SMALL | options))
-    return build.perturb(encoder).eval()
+    return parts.perturb(encoder).eval()
 
 
 def over_channels(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -93,16 +93,16 @@ def gradient_norms(encoder: ConvMAE, loss: Tensor, names: Sequence[str]) -> Tens
 @pytest.mark.parametrize(
     "mask",
     [
-        build.hide(3, GRID, 18),
-        build.hide(3, GRID, 5, seed=1),
-        build.hide(3, (2, 3), 4, seed=2),  # cells of 32 pixels
+        parts.hide(3, GRID, 18),
+        parts.hide(3, GRID, 5, seed=1),
+        parts.hide(3, (2, 3), 4, seed=2),  # cells of 32 pixels
         Mask(torch.arange(24).reshape(1, *GRID).expand(3, -1, -1) < 12),  # one straight border
         None,
     ],
     ids=["random", "few", "large cells", "halves", "unmasked"],
 )
 def test_latents_and_gradients_equal_the_definition(mask):
-    encoder, images = tiny(), build.images(3, SIZE)
+    encoder, images = tiny(), parts.images(3, SIZE)
     latents = encoder(images, mask, taps=(0, 1, -1))
     hidden = [None] * 3 if mask is None else F.interpolate(mask.hidden[:, None].float(), GRID)[:, 0].bool()
     expected = [explicit(encoder, image, h) for image, h in zip(images, hidden, strict=True)]
@@ -123,8 +123,8 @@ def test_latents_and_gradients_equal_the_definition(mask):
 @pytest.mark.parametrize("noise", [100.0, float("nan")])
 def test_hidden_pixels_reach_nothing(noise):
     """Neither latents nor gradients, to the last bit."""
-    encoder, images, mask = tiny(), build.images(2, SIZE), build.hide(2, GRID, 18)
-    changed = torch.where(build.hidden_pixels(mask, SIZE), noise * build.images(2, SIZE, seed=1), images)
+    encoder, images, mask = tiny(), parts.images(2, SIZE), parts.hide(2, GRID, 18)
+    changed = torch.where(parts.hidden_pixels(mask, SIZE), noise * parts.images(2, SIZE, seed=1), images)
     parameters = [p for n, p in encoder.named_parameters() if p.requires_grad and n.split(".")[0] != "norm"]
     (expected,), (latent,) = encoder(images, mask), encoder(changed, mask)
     assert torch.equal(latent.tokens, expected.tokens)
@@ -141,9 +141,9 @@ def test_whole_loss_equals_an_explicit_one():
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        method = build.perturb(build_recipe(recipe)).eval()
+        method = parts.perturb(build_recipe(recipe)).eval()
     encoder, (decoder,) = method.encoder, method.decoders
-    images, mask = build.images(2, SIZE), build.hide(2, GRID, 18)
+    images, mask = parts.images(2, SIZE), parts.hide(2, GRID, 18)
     total = torch.tensor(0.0)
     for image, hidden in zip(images, mask.hidden.flatten(1), strict=True):
         tokens = F.layer_norm(
@@ -167,14 +167,14 @@ def test_a_method_trains_all_its_weights_in_mixed_precision_too():
     encoder = tiny(drop_path=0.2).train()
     readout = Fused(encoder)
     with torch.autocast("cpu", torch.bfloat16):
-        (level,) = readout(encoder(build.images(2, SIZE), build.hide(2, GRID, 18), readout.taps), encoder.norm)
+        (level,) = readout(encoder(parts.images(2, SIZE), parts.hide(2, GRID, 18), readout.taps), encoder.norm)
     level.tokens.float().square().sum().backward()
     assert all(p.grad.isfinite().all() for p in (*encoder.parameters(), *readout.parameters()) if p.requires_grad)
 
 
 def test_other_image_sizes_get_positions_of_their_own():
     other, encoder = tiny(image_size=(32, 48)), tiny()
-    images, mask = build.images(2, SIZE), build.hide(2, GRID, 18)
+    images, mask = parts.images(2, SIZE), parts.hide(2, GRID, 18)
     torch.testing.assert_close(other(images, mask)[0].tokens, encoder(images, mask)[0].tokens)
 
 
@@ -209,7 +209,7 @@ def test_without_scales_the_last_tap_is_the_plain_one():
         "stage1_output_decode",
         "stage2_output_decode",
     }
-    images, mask = build.images(2, SIZE), build.hide(2, GRID, 18)
+    images, mask = parts.images(2, SIZE), parts.hide(2, GRID, 18)
     assert torch.equal(plain(images)[0].tokens, encoder(images)[0].tokens)
     assert torch.equal(plain(images, mask, taps=(1,))[0].tokens, encoder(images, mask, taps=(1,))[0].tokens)
     assert not torch.equal(plain(images, mask)[0].tokens, encoder(images, mask)[0].tokens)
@@ -222,15 +222,15 @@ def test_wrong_requests():
         tiny(heads=5)
     with pytest.raises(ValueError, match="three stages"):
         tiny(depths=(2, 1))
-    encoder, images = tiny(), build.images(2, SIZE)
+    encoder, images = tiny(), parts.images(2, SIZE)
     with pytest.raises(ValueError, match="tap 3 lies outside the 3 of convmae_base"):
         encoder(images, taps=(3,))
     with pytest.raises(ValueError, match="half hidden"):
-        encoder(images, build.hide(2, (8, 12), 72))
+        encoder(images, parts.hide(2, (8, 12), 72))
     with pytest.raises(ValueError, match="does not divide"):
         encoder(images[:, :, :40])
     with pytest.raises(ValueError, match="timm has no model"):
         encoder.timm_weights()
-    hidden = build.hide(2, GRID, 18).hidden
+    hidden = parts.hide(2, GRID, 18).hidden
     with pytest.raises(ValueError, match="no mask token"):
         encoder(images, Mask(hidden, replaced=hidden))

@@ -2,12 +2,12 @@
 
 import math
 
-import build
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from helpers import parts
 from mimkit.backbones import Latent
 from mimkit.decoders import CrossBlock, CrossDecoder
 from mimkit.grids import sincos_positions
@@ -56,13 +56,13 @@ def predict(cell: int, tokens: Tensor, places: list[int], prefix: Tensor, decode
 @pytest.mark.parametrize("prefix", [0, 2])
 @torch.no_grad()
 def test_equals_the_description(prefix):
-    decoder = build.perturb(CrossDecoder(DIM, VALUES, GRID, width=WIDTH, depth=2, heads=HEADS)).double()
+    decoder = parts.perturb(CrossDecoder(DIM, VALUES, GRID, width=WIDTH, depth=2, heads=HEADS)).double()
     decoder.positions = sincos_positions(GRID, WIDTH).double()[None]
-    hidden = build.hide(2, GRID, count=8).hidden
+    hidden = parts.hide(2, GRID, count=8).hidden
     scored = hidden & (hidden.flatten(1).cumsum(dim=1).view_as(hidden) <= 5)
     mask = Mask(hidden, scored=scored)
     ids = mask.visible_ids(GRID).flip(1)
-    values = build.images(2, (prefix + 4, DIM), 1)[:, 0].double()
+    values = parts.images(2, (prefix + 4, DIM), 1)[:, 0].double()
     latent = Latent(tokens=values[:, prefix:], grid=GRID, ids=ids, prefix=values[:, :prefix])
     everything, some = decoder(latent), decoder(latent, mask)
     for sample in range(2):

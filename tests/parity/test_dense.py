@@ -5,11 +5,11 @@ Masked, it is timm's model with the mask token in the output of its stem.
 
 import copy
 
-import build
 import pytest
 import torch
-from dense_families import FAMILIES, SIZE, as_tokens, create, encoder, timm_model
 
+from helpers import parts
+from helpers.dense_families import FAMILIES, SIZE, as_tokens, create, encoder, timm_model
 from mimkit.backbones import Level, create_encoder
 from mimkit.readouts import Last
 
@@ -34,7 +34,7 @@ def test_every_tap_equals_timms_to_the_last_bit(key):
     """Against a second model of timm's, made with the same arguments, which takes our weights strictly."""
     ours, theirs = encoder(key), timm_model(FAMILIES[key])
     theirs.load_state_dict(ours.timm_weights(), strict=True)
-    images = build.images(2, SIZE)
+    images = parts.images(2, SIZE)
     expected = theirs.forward_intermediates(images, norm=False, output_fmt="NCHW", intermediates_only=True)
     latents = ours(images, None, range(ours.depth))
     assert len(expected) == len(latents)
@@ -49,7 +49,7 @@ def test_every_tap_equals_timms_to_the_last_bit(key):
 def test_normed_last_tap_is_timms_final_feature(key):
     """Of `forward_intermediates(norm=True)` and `forward_features`, or where the norm stands in the head, of that."""
     family, ours = FAMILIES[key], encoder(key)
-    images = build.images(2, SIZE)
+    images = parts.images(2, SIZE)
     (latent,) = ours(images)
     (level,) = Last(ours)([latent], ours.norm)
     if family.norm == "head.norm":
@@ -73,7 +73,7 @@ def test_normed_last_tap_is_timms_final_feature(key):
 
 def test_gradient_reaches_what_is_trained_and_nothing_else_matters(key):
     ours = copy.deepcopy(encoder(key))
-    images, mask = build.images(2, SIZE), build.hide(2, (2, 4), 4)
+    images, mask = parts.images(2, SIZE), parts.hide(2, (2, 4), 4)
     (level,) = Last(ours)(ours(images, mask), ours.norm)
     (level.tokens * torch.randn(level.tokens.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
     frozen = []
@@ -95,7 +95,7 @@ def test_gradient_reaches_what_is_trained_and_nothing_else_matters(key):
 @torch.no_grad()
 def test_copies_and_state_round_trip(key):
     ours = encoder(key)
-    images, mask = build.images(2, SIZE), build.hide(2, (2, 4), 4)
+    images, mask = parts.images(2, SIZE), parts.hide(2, (2, 4), 4)
     expected = ours(images, mask)[0].tokens
     copied = copy.deepcopy(ours)
     assert torch.equal(copied(images, mask)[0].tokens, expected)
@@ -110,8 +110,8 @@ def test_copies_and_state_round_trip(key):
 @torch.no_grad()
 def test_mask_token_stands_in_the_stems_output():
     """ConvNeXt and Swin by hand: the stem of the image with zeros, the token where it is hidden, then the stages."""
-    images, mask = build.images(2, SIZE), build.hide(2, (2, 4), 4)
-    hidden = build.hidden_pixels(mask, SIZE)
+    images, mask = parts.images(2, SIZE), parts.hide(2, (2, 4), 4)
+    hidden = parts.hidden_pixels(mask, SIZE)
     for key in ("convnext", "swin"):
         ours, theirs = encoder(key), timm_model(FAMILIES[key])
         theirs.load_state_dict(ours.timm_weights())
@@ -128,14 +128,14 @@ def test_mask_token_stands_in_the_stems_output():
 
 
 def test_an_empty_mask_is_no_mask(key):
-    ours, images = encoder(key), build.images(1, SIZE)
+    ours, images = encoder(key), parts.images(1, SIZE)
     with torch.no_grad():
-        assert torch.equal(ours(images, build.hide(1, (2, 4), 0))[0].tokens, ours(images)[0].tokens)
+        assert torch.equal(ours(images, parts.hide(1, (2, 4), 0))[0].tokens, ours(images)[0].tokens)
 
 
 @torch.no_grad()
 def test_taps_come_in_the_order_asked_and_count_from_the_end():
-    ours, images = encoder("swin"), build.images(1, SIZE)
+    ours, images = encoder("swin"), parts.images(1, SIZE)
     by_index = ours(images, None, range(4))
     for latent, index in zip(ours(images, None, (-1, 0, -3, 0)), (3, 0, 1, 0), strict=True):
         assert torch.equal(latent.tokens, by_index[index].tokens)
@@ -147,7 +147,7 @@ def test_taps_come_in_the_order_asked_and_count_from_the_end():
 @torch.no_grad()
 def test_any_number_of_channels(channels):
     ours = create_encoder(FAMILIES["convnext"].name, image_size=SIZE, channels=channels, kind="dense").eval()
-    images, mask = build.images(2, SIZE, channels), build.hide(2, (2, 4), 4)
+    images, mask = parts.images(2, SIZE, channels), parts.hide(2, (2, 4), 4)
     assert ours.channels == channels
     assert ours(images)[0].tokens.shape == ours(images, mask)[0].tokens.shape == (2, 8, 32)
 
@@ -156,11 +156,11 @@ def test_any_number_of_channels(channels):
 def test_convolutions_take_other_sizes():
     ours, theirs = encoder("convnext"), timm_model(FAMILIES["convnext"])
     theirs.load_state_dict(ours.timm_weights())
-    images = build.images(1, (96, 160))
+    images = parts.images(1, (96, 160))
     (latent,) = ours(images)
     assert latent.grid == (3, 5)
     assert torch.equal(latent.tokens, as_tokens(theirs.forward_features(images), "NCHW"))
-    ours(images, build.hide(1, (3, 5), 7))
+    ours(images, parts.hide(1, (3, 5), 7))
 
 
 @pytest.mark.parametrize(("name", "layout"), [("swin", "NHWC"), ("convnext", "NCHW")])
@@ -194,6 +194,6 @@ def test_models_that_cannot_be_dense_are_refused(name, size, message):
 @pytest.mark.parametrize("name", ["swin", "convnext"])
 def test_compiles_in_one_piece(name):
     ours = copy.deepcopy(encoder(name))
-    images, mask = build.images(2, SIZE), build.hide(2, (2, 4), 4)
+    images, mask = parts.images(2, SIZE), parts.hide(2, (2, 4), 4)
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(images, mask)[0].tokens, ours(images, mask)[0].tokens, rtol=1e-5, atol=1e-5)

@@ -2,13 +2,13 @@
 
 import json
 
-import build
 import pytest
 import torch
-from build_source import CONVMAE, SWIN, VIT, write_source
 from PIL import Image
 from torch import Tensor
 
+from helpers import parts
+from helpers.sources import CONVMAE, SWIN, VIT, write_source
 from mimkit.convert import export_huggingface
 from mimkit.convert.exporting.transformers_model import ratio_that_hides
 from mimkit.convert.importing.importer import import_checkpoint
@@ -63,7 +63,7 @@ def test_whole_mae(tmp_path, settings):
     theirs = load("ViTMAEForPreTraining", tmp_path / "hf")
 
     side = method.encoder.image_size[0] // method.encoder.cell
-    images = build.images(3, method.encoder.image_size, method.encoder.channels)
+    images = parts.images(3, method.encoder.image_size, method.encoder.channels)
     noise = torch.rand(3, side * side, generator=torch.Generator().manual_seed(1))
     drawn = method.mask.sample(torch.arange(3), method.encoder.image_size, method.encoder.cell)
     mask = mask_from_noise(noise, drawn.count, side)
@@ -110,7 +110,7 @@ def test_encoder_of_a_vit(tmp_path, recipe, settings, reason):
     assert kind == "ViTModel"
     assert why == "" if reason is None else reason in why
     theirs = load("ViTModel", tmp_path / "hf", add_pooling_layer=False)
-    images = build.images(2, method.encoder.image_size)
+    images = parts.images(2, method.encoder.image_size)
     with torch.inference_mode():
         near(features(method, images)[0], theirs(images).last_hidden_state[:, 1:])
     assert not theirs.training
@@ -135,7 +135,7 @@ def test_swin(tmp_path, kind, backbone, size):
     method = write_source(tmp_path / "swin.safetensors", recipe, **settings)
     assert export_huggingface(tmp_path / "swin.safetensors", tmp_path / "hf")[0] == "SwinModel"
     theirs = load("SwinModel", tmp_path / "hf")
-    images = build.images(2, size)
+    images = parts.images(2, size)
     tokens, mean = features(method, images)
     with torch.inference_mode():
         output = theirs(images)
@@ -198,7 +198,7 @@ def test_what_goes_out_comes_back(tmp_path, recipe, settings):
     method = write_source(tmp_path / "method.safetensors", recipe, **settings)
     export_huggingface(tmp_path / "method.safetensors", tmp_path / "hf")
     import_checkpoint(tmp_path / "hf", tmp_path / "back.safetensors")
-    images = build.images(2, method.encoder.image_size)
+    images = parts.images(2, method.encoder.image_size)
     assert torch.equal(load_encoder(tmp_path / "back.safetensors")(images), features(method, images)[1])
 
 

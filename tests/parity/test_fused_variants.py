@@ -2,13 +2,13 @@
 
 import math
 
-import build
 import pytest
 import torch
 import torch.nn.functional as F
-from dense_families import encoder as dense
 from torch import Tensor, nn
 
+from helpers import parts
+from helpers.dense_families import encoder as dense
 from mimkit.backbones import Latent, create_encoder
 from mimkit.readouts import Fused, FusedHierarchical
 
@@ -49,11 +49,11 @@ def projected(projection: nn.Module, token: Tensor) -> Tensor:
 @pytest.mark.parametrize("projection", ["linear", "mlp", None])
 @torch.no_grad()
 def test_average_equals_the_loop(projection, taps, masked):
-    encoder = build.encoder(size=SIZE, depth=4)
-    readout = build.perturb(Fused(encoder, taps, projection=projection), seed=1)
+    encoder = parts.encoder(size=SIZE, depth=4)
+    readout = parts.perturb(Fused(encoder, taps, projection=projection), seed=1)
     assert readout.taps == {None: (0, 1, 2, 3), "all": (0, 1, 2, 3), (1, 3): (1, 3)}[taps]
-    mask = build.hide(2, (4, 6), 18) if masked else None
-    latents = encoder(build.images(2, SIZE), mask, readout.taps)
+    mask = parts.hide(2, (4, 6), 18) if masked else None
+    latents = encoder(parts.images(2, SIZE), mask, readout.taps)
     (level,) = readout(latents, encoder.norm)
     assert_same_place(level, latents[-1])
     shares = softmax(readout.weights)
@@ -75,9 +75,9 @@ def test_average_equals_the_loop(projection, taps, masked):
 @torch.no_grad()
 def test_attention_equals_the_loop(projection, dim):
     """Each token of the last tap looks at itself in all taps; what it finds, through one layer, is added."""
-    encoder = build.encoder(size=SIZE, depth=3, dim=dim, heads=4)
-    readout = build.perturb(Fused(encoder, projection=projection, fusion="attention"), seed=1)
-    latents = encoder(build.images(2, SIZE), build.hide(2, (4, 6), 18), readout.taps)
+    encoder = parts.encoder(size=SIZE, depth=3, dim=dim, heads=4)
+    readout = parts.perturb(Fused(encoder, projection=projection, fusion="attention"), seed=1)
+    latents = encoder(parts.images(2, SIZE), parts.hide(2, (4, 6), 18), readout.taps)
     (level,) = readout(latents, encoder.norm)
     assert_same_place(level, latents[-1])
     *shallow, last = [with_prefix(latent) for latent in latents]
@@ -104,9 +104,9 @@ def test_attention_equals_the_loop(projection, dim):
 
 @torch.no_grad()
 def test_attention_begins_as_the_last_tap():
-    encoder = build.encoder(size=SIZE, depth=3)
+    encoder = parts.encoder(size=SIZE, depth=3)
     readout = Fused(encoder, fusion="attention")
-    latents = encoder(build.images(1, SIZE), None, readout.taps)
+    latents = encoder(parts.images(1, SIZE), None, readout.taps)
     (level,) = readout(latents, encoder.norm)
     torch.testing.assert_close(level.tokens, encoder.norm(latents[-1].tokens), rtol=0, atol=1e-6)
 
@@ -144,9 +144,9 @@ def test_stages_of_dense_backbones_equal_strided_convolutions(key, taps):
     encoder = dense(key)
     if key == "resnet18" and taps:
         taps = (taps[0], 4)
-    readout = build.perturb(FusedHierarchical(encoder, taps), seed=1)
+    readout = parts.perturb(FusedHierarchical(encoder, taps), seed=1)
     assert readout.taps == (taps or tuple(range(encoder.depth)))
-    latents = encoder(build.images(2, encoder.image_size), build.hide(2, (2, 4), 4), readout.taps)
+    latents = encoder(parts.images(2, encoder.image_size), parts.hide(2, (2, 4), 4), readout.taps)
     (level,) = readout(latents, encoder.norm)
     assert_same_place(level, latents[-1])
     torch.testing.assert_close(level.tokens, slow_hierarchical(readout, latents, encoder.norm), rtol=0, atol=1e-5)
@@ -160,10 +160,10 @@ def test_stages_of_dense_backbones_equal_strided_convolutions(key, taps):
 def test_stages_of_visible_tokens_equal_strided_convolutions_at_visible_cells(masked):
     """Swin without hidden tokens, whose order differs between stages: the same convolutions, where it has cells."""
     torch.manual_seed(0)
-    encoder = build.perturb(create_encoder(VISIBLE_SWIN, image_size=SIZE, kind="visible")).eval()
-    readout = build.perturb(FusedHierarchical(encoder), seed=1)
-    mask = build.hide(2, (4, 6), 15) if masked else None
-    latents = encoder(build.images(2, SIZE), mask, readout.taps)
+    encoder = parts.perturb(create_encoder(VISIBLE_SWIN, image_size=SIZE, kind="visible")).eval()
+    readout = parts.perturb(FusedHierarchical(encoder), seed=1)
+    mask = parts.hide(2, (4, 6), 15) if masked else None
+    latents = encoder(parts.images(2, SIZE), mask, readout.taps)
     (level,) = readout(latents, encoder.norm)
     assert_same_place(level, latents[-1])
     expected = slow_hierarchical(readout, latents, encoder.norm)

@@ -8,13 +8,13 @@ import argparse
 import re
 from collections.abc import Callable
 
-import build
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helpers import parts
 from mimkit.cli.main import main
 from mimkit.sources import load_method
 
@@ -286,7 +286,7 @@ def test_other_image_sizes(tmp_path):
     assert torch.equal(prefix, theirs.pos_embed[:, :1])
     torch.testing.assert_close(cells, wide)
     assert not imported.encoder.vit.pos_embed.requires_grad
-    assert imported(build.images(2, (64, 128)), build.hide(2, (4, 8), 24)).loss.isfinite()
+    assert imported(parts.images(2, (64, 128)), parts.hide(2, (4, 8), 24)).loss.isfinite()
 
 
 def scrambled(make: Callable[[], nn.Module]) -> nn.Module:
@@ -316,8 +316,8 @@ def through_the_command_line(theirs: nn.Module, args: argparse.Namespace, folder
 
 def same(theirs: nn.Module, imported: nn.Module, grid: tuple[int, int], groups: dict[str, str]) -> None:
     """The same loss, and gradients of the same norm for each group of parameters."""
-    images = (build.images(3, (SIDE, SIDE)) * 32).round() / 32  # whose Sobel gradients are exact
-    mask = build.hide(3, grid, grid[0] * grid[1] * 5 // 8, seed=1)
+    images = (parts.images(3, (SIDE, SIDE)) * 32).round() / 32  # whose Sobel gradients are exact
+    mask = parts.hide(3, grid, grid[0] * grid[1] * 5 // 8, seed=1)
     expected = theirs(images, mask.hidden.flatten(1) if grid == (4, 4) else mask.hidden)
     output = imported(images, mask=mask)
     torch.testing.assert_close(output.loss, expected, rtol=0, atol=LOSS)

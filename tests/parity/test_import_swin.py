@@ -8,7 +8,6 @@ shares nothing with the importer's.
 import re
 from pathlib import Path
 
-import build
 import pytest
 import timm
 import torch
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from timm.models.swin_transformer import PatchMerging
 from torch import Tensor, nn
 
+from helpers import parts
 from mimkit.compose import compose
 from mimkit.convert.importing.importer import import_checkpoint
 from mimkit.grids import resize_positions
@@ -94,7 +94,7 @@ def test_encoder_of_swin(tmp_path, layout):
     torch.save({"model": state}, tmp_path / "swin.pth")
     report = import_checkpoint(tmp_path / "swin.pth", tmp_path / "ours.safetensors")
     assert report.encoder_only
-    images = build.images(2, SIZE)
+    images = parts.images(2, SIZE)
     features = load_encoder(tmp_path / "ours.safetensors").latent(images).tokens
     torch.testing.assert_close(features, swin.forward_features(images).flatten(1, 2), rtol=0, atol=LOSS)
 
@@ -103,10 +103,10 @@ def test_encoder_of_huggingface_swin(tmp_path):
     """With an epsilon that only some of its norms have."""
     config = simmim_of_huggingface().config
     config.layer_norm_eps = 1e-3
-    theirs = build.perturb(transformers.SwinModel(config, add_pooling_layer=False).eval())
+    theirs = parts.perturb(transformers.SwinModel(config, add_pooling_layer=False).eval())
     theirs.save_pretrained(tmp_path / "hf")
     assert import_checkpoint(tmp_path / "hf", tmp_path / "ours.safetensors").encoder_only
-    images = build.images(2, SIZE)
+    images = parts.images(2, SIZE)
     features = load_encoder(tmp_path / "ours.safetensors").latent(images).tokens
     torch.testing.assert_close(features, theirs(images).last_hidden_state, rtol=0, atol=LOSS)
 
@@ -155,7 +155,7 @@ def test_row_first_merging(tmp_path):
 
 def test_mmpretrain_merging_is_an_unfold():
     """What the test's own renaming takes for MMPretrain's order is what unfolding an image gives."""
-    merging = build.perturb(PatchMerging(DIM))
+    merging = parts.perturb(PatchMerging(DIM))
     x = torch.randn(2, 4, 4, DIM, generator=torch.Generator().manual_seed(0))
     unfolded = F.unfold(x.permute(0, 3, 1, 2), kernel_size=2, stride=2).transpose(1, 2)
     theirs = {name: unfolding(value) for name, value in merging.state_dict().items()}
@@ -171,7 +171,7 @@ def test_simmim_on_vit(tmp_path):
     report = import_checkpoint(tmp_path / "simmim.pth", tmp_path / "ours.safetensors")
     assert (report.format, report.recipe) == ("SimMIM on ViT", "simmim-vit")
     imported = load_method(tmp_path / "ours.safetensors")
-    images, mask = build.images(2, SIZE), build.hide(2, (2, 2), 2, seed=7)
+    images, mask = parts.images(2, SIZE), parts.hide(2, (2, 2), 2, seed=7)
     expected, found = theirs(images, mask), imported(images, mask=mask)
     torch.testing.assert_close(found.loss, expected, rtol=0, atol=LOSS)
     torch.testing.assert_close(gradient(imported, found.loss), gradient(theirs, expected), rtol=GRADIENT, atol=0)
@@ -187,7 +187,7 @@ def test_beit(tmp_path, shared):
     )
     assert report.encoder_only
     assert set(report.dropped) == {"lm_head.weight"}
-    images = build.images(2, SIZE)
+    images = parts.images(2, SIZE)
     loaded = load_encoder(tmp_path / "ours.safetensors")
     assert loaded.normalization.mean == (0.5, 0.5, 0.5)
     torch.testing.assert_close(loaded.latent(images).tokens, model.forward_features(images)[:, 1:], rtol=0, atol=LOSS)
@@ -227,7 +227,7 @@ def test_larger_images_for_beit(tmp_path, shared):
     assert [table.shape for table in tables] == [(124, 3)] * (1 if shared else 2)
     before = [value for name, value in tiny_beit(shared).state_dict().items() if name.endswith("_bias_table")]
     assert all(torch.equal(new[-3:], old[-3:]) for new, old in zip(tables, before, strict=True))
-    (latent,) = encoder(build.images(2, (96, 96)))
+    (latent,) = encoder(parts.images(2, (96, 96)))
     assert latent.tokens.isfinite().all()
 
 
@@ -238,18 +238,18 @@ def simmim_of_huggingface() -> nn.Module:
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build.perturb(transformers.SwinForMaskedImageModeling(config).eval(), seed=3)
+        return parts.perturb(transformers.SwinForMaskedImageModeling(config).eval(), seed=3)
 
 
 def tiny_swin() -> nn.Module:
     options = {"img_size": SIZE, "num_classes": 0, "global_pool": ""}
-    return build.perturb(timm.create_model("swin_base_patch4_window7_224", **TINY, **options).eval())
+    return parts.perturb(timm.create_model("swin_base_patch4_window7_224", **TINY, **options).eval())
 
 
 def tiny_beit(shared: bool) -> nn.Module:
     options = {"img_size": SIZE, "num_classes": 0, "global_pool": "", "embed_dim": 48, "depth": 2, "num_heads": 3}
     options |= {"use_shared_rel_pos_bias": shared, "use_rel_pos_bias": not shared, "use_abs_pos_emb": False}
-    return build.perturb(timm.create_model("beit_base_patch16_224", init_values=0.1, **options).eval())
+    return parts.perturb(timm.create_model("beit_base_patch16_224", init_values=0.1, **options).eval())
 
 
 class SimmimViT(nn.Module):
@@ -259,7 +259,7 @@ class SimmimViT(nn.Module):
         super().__init__()
         self.encoder = tiny_beit(shared=True)
         self.mask_token = nn.Parameter(torch.randn(1, 1, 48, generator=torch.Generator().manual_seed(1)))
-        self.decoder = build.perturb(nn.Sequential(nn.Conv2d(48, 16 * 16 * 3, 1), nn.PixelShuffle(16)))
+        self.decoder = parts.perturb(nn.Sequential(nn.Conv2d(48, 16 * 16 * 3, 1), nn.PixelShuffle(16)))
 
     def forward(self, images: Tensor, mask: Mask) -> Tensor:
         model, hidden = self.encoder, mask.hidden
@@ -271,7 +271,7 @@ class SimmimViT(nn.Module):
         for block in model.blocks:
             x = block(x, shared_rel_pos_bias=bias)
         x = model.norm(x)[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
-        pixels = build.hidden_pixels(mask, SIZE).float()
+        pixels = parts.hidden_pixels(mask, SIZE).float()
         return ((self.decoder(x) - images).abs() * pixels).sum() / (pixels.sum() + 1e-5) / 3
 
     def published_names(self) -> dict[str, Tensor]:
@@ -286,7 +286,7 @@ def ours(recipe: str, **settings) -> Method:
     chosen = Settings(data=Path(), backbone=backbone, image_size=SIZE, **settings)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        method = build.perturb(build_method(compose(recipe, chosen)).eval(), seed=5)
+        method = parts.perturb(build_method(compose(recipe, chosen)).eval(), seed=5)
         for decoder in method.decoders:
             decoder.positions += torch.randn_like(decoder.positions)
     return method
@@ -361,7 +361,7 @@ def microsoft(name: str) -> str:
 
 def same_as_huggingface(theirs: nn.Module, imported: Method) -> None:
     """The same loss, pictures and gradients as Hugging Face's model."""
-    images, mask = build.images(2, SIZE), build.hide(2, (2, 2), 2, seed=7)
+    images, mask = parts.images(2, SIZE), parts.hide(2, (2, 2), 2, seed=7)
     at = mask.hidden.repeat_interleave(8, 1).repeat_interleave(8, 2).flatten(1)
     expected = theirs(images, bool_masked_pos=at)
     output = imported(images, mask=mask)
@@ -373,7 +373,7 @@ def same_as_huggingface(theirs: nn.Module, imported: Method) -> None:
 
 def same(original: Method, imported: Method, shared: bool) -> None:
     """The same loss and gradients as our own method that the file was written from."""
-    images, mask = build.images(2, SIZE), Mask(torch.tensor([[[True, False], [True, False]]] * 2), shared=shared)
+    images, mask = parts.images(2, SIZE), Mask(torch.tensor([[[True, False], [True, False]]] * 2), shared=shared)
     found, expected = imported(images, mask=mask), original(images, mask=mask)
     torch.testing.assert_close(found.loss, expected.loss, rtol=0, atol=LOSS)
     assert expected.loss > 0.01

@@ -9,12 +9,12 @@ import json
 import re
 from pathlib import Path
 
-import build
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from helpers import parts
 from mimkit.compose import compose
 from mimkit.convert.importing.importer import import_checkpoint
 from mimkit.masks import Mask
@@ -178,7 +178,7 @@ def test_vit_of_huggingface(tmp_path):
         image_size=64,
         layer_norm_eps=1e-3,
     )
-    theirs = build.perturb(transformers.ViTForImageClassification(config).eval())
+    theirs = parts.perturb(transformers.ViTForImageClassification(config).eval())
     theirs.save_pretrained(tmp_path / "hf")
     processor = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps(processor))
@@ -188,7 +188,7 @@ def test_vit_of_huggingface(tmp_path):
     loaded = load_encoder(tmp_path / "ours.safetensors")
     encoder = loaded.encoder
     assert loaded.normalization.mean == loaded.normalization.std == (0.5, 0.5, 0.5)
-    images = build.images(2, SIZE)
+    images = parts.images(2, SIZE)
     (latent,) = encoder(images)
     expected = theirs.vit(images).last_hidden_state
     torch.testing.assert_close(encoder.norm(latent.tokens), expected[:, 1:], rtol=0, atol=LOSS)
@@ -205,12 +205,12 @@ def test_masked_image_modelling_of_huggingface(tmp_path):
         image_size=64,
         layer_norm_eps=1e-6,
     )
-    theirs = build.perturb(transformers.ViTForMaskedImageModeling(config).eval())
+    theirs = parts.perturb(transformers.ViTForMaskedImageModeling(config).eval())
     theirs.save_pretrained(tmp_path / "hf")
     report = import_checkpoint(tmp_path / "hf", tmp_path / "ours.safetensors")
     assert report.encoder_only
     assert len(report.dropped) == 3
-    images = build.images(2, SIZE)
+    images = parts.images(2, SIZE)
     features = load_encoder(tmp_path / "ours.safetensors").latent(images).tokens
     torch.testing.assert_close(features, theirs.vit(images).last_hidden_state[:, 1:], rtol=0, atol=LOSS)
 
@@ -225,12 +225,12 @@ def test_masked_image_modelling_of_huggingface(tmp_path):
 )
 def test_vit_of_timm(tmp_path, name, options):
     """Learned positions, register tokens without positions, layer scale, and what else plain ViTs may have."""
-    vit = build.timm_vit(name, size=SIZE, **{"depth": 2} | options)
+    vit = parts.timm_vit(name, size=SIZE, **{"depth": 2} | options)
     save_file(vit.state_dict(), tmp_path / "timm.safetensors")
     report = import_checkpoint(tmp_path / "timm.safetensors", tmp_path / "ours.safetensors", ImportOptions(heads=3))
     assert report.encoder_only
     encoder = load_encoder(tmp_path / "ours.safetensors").encoder
-    images = build.images(2, SIZE, channels=options.get("in_chans", 3))
+    images = parts.images(2, SIZE, channels=options.get("in_chans", 3))
     (latent,) = encoder(images)
     found = encoder.norm(torch.cat([latent.prefix, latent.tokens], dim=1))
     torch.testing.assert_close(found, vit.forward_features(images), rtol=0, atol=LOSS)
@@ -266,7 +266,7 @@ def vitmae(*, normalized: bool, dim: int = 48, decoder: int = 32, decoder_heads:
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build.perturb(transformers.ViTMAEForPreTraining(config).eval(), seed=3)
+        model = parts.perturb(transformers.ViTMAEForPreTraining(config).eval(), seed=3)
         for table in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
             nn.init.normal_(table)
     return model
@@ -277,7 +277,7 @@ def ours(recipe: str, *, depth: int = 3, backbone: str | None = None, **settings
     chosen = Settings(data=Path(), backbone=backbone or TINY.format(depth=depth), image_size=SIZE, **(SMALL | settings))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        method = build.perturb(build_method(compose(recipe, chosen)).eval(), seed=5)
+        method = parts.perturb(build_method(compose(recipe, chosen)).eval(), seed=5)
         for name, value in method.state_dict().items():
             if name.endswith(("pos_embed", "positions")):
                 value += torch.randn_like(value)
@@ -357,12 +357,12 @@ def convmae_names(method: Method) -> dict[str, Tensor]:
 
 
 def mask_for(batch: int) -> Mask:
-    return build.hide(batch, (4, 4), 12, seed=7)
+    return parts.hide(batch, (4, 4), 12, seed=7)
 
 
 def same_as_huggingface(theirs: nn.Module, imported: Method) -> None:
     """The same loss, predictions and gradients as Hugging Face's model."""
-    images, mask = build.images(2, SIZE), mask_for(2)
+    images, mask = parts.images(2, SIZE), mask_for(2)
     # Those with the least noise are kept.
     expected = theirs(images, noise=mask.hidden.flatten(1).float() + torch.arange(16) / 100)
     output = imported(images, mask=mask)
@@ -374,7 +374,7 @@ def same_as_huggingface(theirs: nn.Module, imported: Method) -> None:
 
 def same(original: Method, imported: Method) -> None:
     """The same loss and gradients as our own method that the file was written from."""
-    images, mask = build.images(2, SIZE), mask_for(2)
+    images, mask = parts.images(2, SIZE), mask_for(2)
     found, expected = imported(images, mask=mask), original(images, mask=mask)
     torch.testing.assert_close(found.loss, expected.loss, rtol=0, atol=LOSS)
     assert expected.loss > 0.01
@@ -390,6 +390,6 @@ def gradient(model: nn.Module, loss: Tensor) -> Tensor:
 def same_encoder(original: nn.Module, path: Path) -> None:
     """The same features of unmasked images."""
     encoder = load_encoder(path).encoder
-    images = build.images(2, SIZE)
+    images = parts.images(2, SIZE)
     (found,), (expected,) = encoder(images), original(images)
     torch.testing.assert_close(encoder.norm(found.tokens), original.norm(expected.tokens), rtol=0, atol=LOSS)

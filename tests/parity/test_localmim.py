@@ -4,13 +4,13 @@ import math
 from dataclasses import replace
 from functools import partial
 
-import build
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from helpers import parts
 from mimkit.decoders import TransformerDecoder
 from mimkit.readouts import Levels
 from mimkit.recipes import build as build_recipe
@@ -41,7 +41,7 @@ def slow_hog(image: np.ndarray, cell: int, bins: int) -> np.ndarray:
 
 @pytest.mark.parametrize("bins", [9, 18])
 def test_hog_equals_the_slow_version_at_every_scale(bins):
-    images = build.images(2, (32, 48))
+    images = parts.images(2, (32, 48))
     targets = Hog(bins)(images, [(8, 12), (4, 6), (2, 3)])
     for image, *cells in zip(images, *targets, strict=True):
         for values, cell in zip(cells, (4, 8, 16), strict=True):
@@ -75,16 +75,16 @@ def tiny_localmim():
     torch.manual_seed(0)
     recipe = replace(
         localmim(),
-        encoder=lambda image_size, channels: build.encoder(size=image_size, depth=6),
+        encoder=lambda image_size, channels: parts.encoder(size=image_size, depth=6),
         decoder=partial(TransformerDecoder, width=32, depth=1, heads=4),
         image_size=(64, 64),
     )
-    return build.perturb(build_recipe(recipe)).eval()
+    return parts.perturb(build_recipe(recipe)).eval()
 
 
 def test_shapes_taps_and_scales_are_the_published_ones():
     method = tiny_localmim()
-    output = method(build.images(2, (64, 64)), keys=torch.arange(2))
+    output = method(parts.images(2, (64, 64)), keys=torch.arange(2))
     assert method.readout.taps == (1, 3, 3, 5)  # 1, 3, depth − 3, depth − 1
     assert [tuple(p.shape[1:]) for p in output.predictions] == [(16, 16, 27), (8, 8, 27), (4, 4, 27), (2, 2, 27)]
 
@@ -100,7 +100,7 @@ def test_published_decoders_have_4_26_million_parameters():
 
 def test_loss_equals_four_explicit_losses():
     method = tiny_localmim()
-    images, mask = build.images(2, (64, 64)), build.hide(2, (4, 4), 12)
+    images, mask = parts.images(2, (64, 64)), parts.hide(2, (4, 4), 12)
     output = method(images, mask=mask)
     vit, hidden = method.encoder.vit, mask.hidden
     total = 0.0
@@ -139,5 +139,5 @@ def test_loss_equals_four_explicit_losses():
 
 
 def test_levels_refuse_unequal_numbers_of_taps_and_scales():
-    with pytest.raises(ValueError, match="one tap for each of 4 levels, got 3"):
-        Levels(build.encoder(size=(32, 32)), taps=(0, 1, 2))
+    with pytest.raises(ValueError, match="3 taps need as many scales, got 4"):
+        Levels(parts.encoder(size=(32, 32)), taps=(0, 1, 2))

@@ -2,12 +2,12 @@
 
 from fractions import Fraction
 
-import build
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from helpers import parts
 from mimkit.grids import patchify
 from mimkit.targets import LowFreqPixels, Pixels
 from mimkit.targets.pixels import normalize_cells
@@ -62,7 +62,7 @@ def slow_published(images: np.ndarray, radius: float) -> np.ndarray:
 @pytest.mark.parametrize("radius", RADII)
 @pytest.mark.parametrize("size", SIZES)
 def test_centred_filter_equals_explicit_sums(size, radius):
-    images = build.images(2, size)
+    images = parts.images(2, size)
     expected = torch.from_numpy(slow_centred(images.double().numpy(), radius)).float()
     torch.testing.assert_close(LowFreqPixels(radius=radius).low_pass(images), expected, rtol=0, atol=5e-6)
 
@@ -70,7 +70,7 @@ def test_centred_filter_equals_explicit_sums(size, radius):
 @pytest.mark.parametrize("radius", RADII)
 @pytest.mark.parametrize("size", SIZES)
 def test_published_filter_equals_explicit_steps(size, radius):
-    images = build.images(2, size)
+    images = parts.images(2, size)
     mean, deviation = (np.array(values)[:, None, None] for values in (IMAGENET.mean, IMAGENET.std))
     pixels = images.double().numpy() * deviation + mean
     expected = torch.from_numpy((slow_published(pixels, radius) - mean) / deviation).float()
@@ -159,7 +159,7 @@ def natural_noise(side: int) -> Tensor:
 @pytest.mark.parametrize("filter", ["centred", "mmselfsup"])
 def test_target_is_the_pixels_of_the_filtered_image(filter):
     """Filtered first, then cut into cells and normalised by the filtered cell's own statistics."""
-    images = build.images(2, (64, 96))
+    images = parts.images(2, (64, 96))
     for normalized in (True, False):
         target = LowFreqPixels(filter=filter, normalized=normalized)
         cells = patchify(target.low_pass(images), (4, 6))
@@ -172,7 +172,7 @@ def test_target_is_the_pixels_of_the_filtered_image(filter):
 
 
 def test_low_pass_computes_in_float32():
-    images = build.images(1, (32, 32)).bfloat16()
+    images = parts.images(1, (32, 32)).bfloat16()
     for filter in ("centred", "mmselfsup"):
         low = LowFreqPixels(filter=filter).low_pass(images)
         assert low.dtype == torch.float32

@@ -2,11 +2,11 @@
 
 import re
 
-import build
 import pytest
 import torch
 from torch import Tensor
 
+from helpers import parts
 from mimkit.backbones import create_encoder
 from mimkit.masks import Mask
 from mimkit.method import Method
@@ -42,7 +42,7 @@ def twin(ours: Method):
     theirs.vit.embeddings.patch_embeddings.projection._is_hf_initialized = False
     theirs.vit.embeddings.initialize_weights()
     theirs.decoder.initialize_weights(theirs.vit.embeddings.patch_embeddings.num_patches)
-    build.perturb(theirs, seed=3)
+    parts.perturb(theirs, seed=3)
     state = translate(theirs.state_dict())
     table = state["decoders.0.positions"]
     assert torch.equal(table[:, :1], torch.zeros_like(table[:, :1]))  # no position for the class token
@@ -97,7 +97,7 @@ def mask_from_noise(noise: Tensor, side: int) -> Mask:
 def compare(ours: Method, *, batch: int, gradients: bool = True) -> None:
     theirs = twin(ours)
     side = ours.encoder.image_size[0] // ours.encoder.cell
-    images = build.images(batch, ours.encoder.image_size, ours.encoder.channels)
+    images = parts.images(batch, ours.encoder.image_size, ours.encoder.channels)
     noise = torch.rand(batch, side * side, generator=torch.Generator().manual_seed(4))
     mask = mask_from_noise(noise, side)
 
@@ -131,19 +131,19 @@ def compare(ours: Method, *, batch: int, gradients: bool = True) -> None:
     ids=["16px-rgb", "8px-4channels", "14px-grey"],
 )
 def test_small(side, cell, channels, normalized):
-    encoder = build.encoder(size=(side, side), patch_size=cell, channels=channels, depth=3, sincos=True)
-    compare(build.method(encoder, target=Pixels(normalized=normalized), **SMALL), batch=3)
+    encoder = parts.encoder(size=(side, side), patch_size=cell, channels=channels, depth=3, sincos=True)
+    compare(parts.method(encoder, target=Pixels(normalized=normalized), **SMALL), batch=3)
 
 
 @pytest.mark.parametrize("normalized", [True, False])
 def test_vit_base_geometry(normalized):
     """ViT-B/16 with MAE's decoder on 224 pixels, 49 of 196 tokens, two blocks each."""
-    encoder = build.encoder("vit_base_patch16_224", size=(224, 224), dim=768, heads=12, depth=2, sincos=True)
-    ours = build.method(encoder, target=Pixels(normalized=normalized), width=512, depth=2, heads=16)
+    encoder = parts.encoder("vit_base_patch16_224", size=(224, 224), dim=768, heads=12, depth=2, sincos=True)
+    ours = parts.method(encoder, target=Pixels(normalized=normalized), width=512, depth=2, heads=16)
     compare(ours, batch=2, gradients=False)
 
 
 def test_vit_tiny_in_full():
     """A real model as a user creates it: ViT-Ti/16, 12 blocks, MAE's published decoder of 8 blocks."""
     encoder = create_encoder("vit_tiny_patch16_224", image_size=(224, 224))
-    compare(build.method(encoder, width=512, depth=8, heads=16), batch=1)
+    compare(parts.method(encoder, width=512, depth=8, heads=16), batch=1)

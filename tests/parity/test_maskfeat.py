@@ -4,10 +4,10 @@ import math
 from dataclasses import replace
 from functools import partial
 
-import build
 import torch
 from torch import Tensor
 
+from helpers import parts
 from mimkit.backbones import create_encoder
 from mimkit.method import Method
 from mimkit.recipes import build as build_recipe
@@ -20,7 +20,7 @@ def tiny_maskfeat() -> Method:
     torch.manual_seed(0)
     name = "vit_tiny_patch16_224(embed_dim=24, depth=2, num_heads=2)"
     recipe = replace(maskfeat(), encoder=partial(create_encoder, name=name, kind="dense"), image_size=SIZE)
-    return build.perturb(build_recipe(recipe)).eval()
+    return parts.perturb(build_recipe(recipe)).eval()
 
 
 def slow_histogram(plane: list[list[float]], top: int, left: int) -> list[float]:
@@ -72,7 +72,7 @@ def slow_predictions(method: Method, image: Tensor, hidden: Tensor) -> Tensor:
 @torch.no_grad()
 def test_loss_equals_the_definition():
     method = tiny_maskfeat()
-    images = build.images(2, SIZE)
+    images = parts.images(2, SIZE)
     mask = method.mask.sample(torch.arange(2), SIZE, method.encoder.cell)
     assert mask.grid == (4, 6)
     assert mask.count == 9  # 40 % of 24
@@ -92,7 +92,7 @@ def test_loss_equals_the_definition():
 @torch.no_grad()
 def test_visible_patches_do_not_count():
     method = tiny_maskfeat()
-    images = build.images(1, SIZE)
+    images = parts.images(1, SIZE)
     mask = method.mask.sample(torch.arange(1), SIZE, 16)
     output = method(images, mask)
     (target,) = method.target(images, [(8, 12)])

@@ -4,11 +4,11 @@ last tap unprojected; then the final norm. The class token is fused like any oth
 
 import math
 
-import build
 import pytest
 import torch
 from torch import Tensor
 
+from helpers import parts
 from mimkit.backbones import VisibleViT, create_encoder
 from mimkit.readouts import Fused, FusedHierarchical
 
@@ -67,12 +67,12 @@ def slow_fusion(encoder: VisibleViT, readout: Fused, taps: list[int], outputs: l
 @pytest.mark.parametrize("taps", [None, (1, 3, 5)])
 @torch.no_grad()
 def test_fused_latent_equals_explicit_loop(name, prefix, taps, masked):
-    encoder = build.encoder(name, size=SIZE, patch_size=16, depth=6 if taps else 12)
-    readout = build.perturb(Fused(encoder, taps), seed=1)
+    encoder = parts.encoder(name, size=SIZE, patch_size=16, depth=6 if taps else 12)
+    readout = parts.perturb(Fused(encoder, taps), seed=1)
     assert readout.weights.std() > 0.01
     expected_taps = list(taps or (0, 2, 4, 6, 8, 11))
-    images = build.images(2, SIZE)
-    mask = build.hide(2, (2, 3), count=4) if masked else None
+    images = parts.images(2, SIZE)
+    mask = parts.hide(2, (2, 3), count=4) if masked else None
 
     latents = encoder(images, mask, readout.taps)
     (level,) = readout(latents, encoder.norm)
@@ -91,7 +91,7 @@ def test_fused_latent_equals_explicit_loop(name, prefix, taps, masked):
 @torch.no_grad()
 def test_final_norm_follows_the_sum():
     """Norm of the sum, not sum of norms: of blocks that change nothing, fused unprojected, it is the plain readout."""
-    encoder = build.encoder(size=SIZE, depth=3)
+    encoder = parts.encoder(size=SIZE, depth=3)
     for block in encoder.vit.blocks[1:]:
         for layer in (block.attn.proj, block.mlp.fc2):
             layer.weight.zero_()
@@ -101,7 +101,7 @@ def test_final_norm_follows_the_sum():
         projection.weight.copy_(torch.eye(48))
         projection.bias.zero_()
     readout.weights.copy_(torch.tensor([1.0, -2.0, 0.5]))
-    latents = encoder(build.images(2, SIZE), None, readout.taps)
+    latents = encoder(parts.images(2, SIZE), None, readout.taps)
     assert torch.equal(latents[0].tokens, latents[2].tokens)
     (level,) = readout(latents, encoder.norm)
     torch.testing.assert_close(level.tokens, encoder.norm(latents[-1].tokens), rtol=0, atol=1e-5)
@@ -109,7 +109,7 @@ def test_final_norm_follows_the_sum():
 
 
 def test_taps_of_other_backbones_are_counted_and_checked():
-    encoder = build.encoder(size=SIZE, depth=4)
+    encoder = parts.encoder(size=SIZE, depth=4)
     assert Fused(encoder, taps=(-3, 0, -1)).taps == (1, 0, 3)
     assert Fused(encoder, taps="all").taps == FusedHierarchical(encoder).taps == (0, 1, 2, 3)
     for readout in (Fused, FusedHierarchical):
@@ -127,7 +127,7 @@ def test_stages_need_the_hierarchical_fusion():
 
 
 def test_starts_with_equal_shares_and_learns_them():
-    encoder = build.encoder(size=SIZE, depth=12)
+    encoder = parts.encoder(size=SIZE, depth=12)
     readout = Fused(encoder)
     assert readout.taps == (0, 2, 4, 6, 8, 11)
     assert readout.weights.tolist() == [1.0] * 6
@@ -137,7 +137,7 @@ def test_starts_with_equal_shares_and_learns_them():
         assert 0.9 * (6 / 96) ** 0.5 < projection.weight.abs().max() <= (6 / 96) ** 0.5
 
     optimizer = torch.optim.SGD([readout.weights], lr=1.0)
-    (level,) = readout(encoder(build.images(2, SIZE), None, readout.taps), encoder.norm)
+    (level,) = readout(encoder(parts.images(2, SIZE), None, readout.taps), encoder.norm)
     level.tokens[..., 0].sum().backward()
     optimizer.step()
     shares = readout.scalars()
@@ -150,7 +150,7 @@ def test_starts_with_equal_shares_and_learns_them():
 )
 def test_published_taps_spread_over_any_depth(depth, taps):
     """No block twice, the last one always at the end."""
-    readout = Fused(build.encoder(size=SIZE, depth=depth, dim=12))
+    readout = Fused(parts.encoder(size=SIZE, depth=depth, dim=12))
     assert readout.taps == taps
     assert len(readout.projections) == len(taps) - 1
     assert len(readout.scalars()) == len(taps)

@@ -11,12 +11,12 @@ import re
 from dataclasses import replace
 from functools import partial
 
-import build
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from helpers import parts
 from mimkit.backbones import create_encoder
 from mimkit.grids import unpatchify
 from mimkit.masks import Mask, RandomMask
@@ -31,12 +31,12 @@ SWIN = "swin_tiny_patch4_window7_224(embed_dim=12, depths=(2, 2, 2, 1), num_head
 PLAIN = "vit_tiny_patch16_224(embed_dim=24, depth=3, num_heads=2)"
 
 
-def tiny(recipe, name: str, size: build.Size, cell: int = 32) -> Method:
+def tiny(recipe, name: str, size: parts.Size, cell: int = 32) -> Method:
     """The recipe around a small backbone, every weight moved off its initial value."""
     torch.manual_seed(0)
     encoder = partial(create_encoder, name=name, kind="dense")
     recipe = replace(recipe, encoder=encoder, image_size=size, mask=RandomMask(ratio=0.6, cell=cell))
-    return build.perturb(build_recipe(recipe)).eval()
+    return parts.perturb(build_recipe(recipe)).eval()
 
 
 def translate(values: dict[str, Tensor], names: tuple[tuple[str, str], ...], cell: int) -> dict[str, Tensor]:
@@ -91,18 +91,18 @@ VIT_NAMES = (
 
 def pixel_loss(reconstruction: Tensor, images: Tensor, mask: Mask) -> Tensor:
     """SimMIM's own formula, on pixels (B, 1, H, W)."""
-    hidden = build.hidden_pixels(mask, images.shape[-2:]).float()
+    hidden = parts.hidden_pixels(mask, images.shape[-2:]).float()
     distance = (images - reconstruction).abs()
     return (distance * hidden).sum() / (hidden.sum() + 1e-5) / 3
 
 
 def compare(ours: Method, theirs, names, mask: Mask, *, patch: int) -> None:
     """Latents, reconstruction, loss and gradients."""
-    build.perturb(theirs.eval(), seed=3)
+    parts.perturb(theirs.eval(), seed=3)
     h, w = ours.encoder.image_size
     cell = h // mask.grid[0]
     ours.load_state_dict(translate(theirs.state_dict(), names, min(cell, ours.encoder.cell)), strict=True)
-    images = build.images(len(mask.hidden), (h, w))
+    images = parts.images(len(mask.hidden), (h, w))
     on_patches = mask.hidden.repeat_interleave(cell // patch, 1).repeat_interleave(cell // patch, 2).flatten(1)
 
     expected = theirs(images, bool_masked_pos=on_patches, output_hidden_states=True)
@@ -142,7 +142,7 @@ def test_swin(cell):
         window_size=4,
         encoder_stride=32,
     )
-    mask = build.hide(2, (size // cell, size // cell), (size // cell) ** 2 * 5 // 8)
+    mask = parts.hide(2, (size // cell, size // cell), (size // cell) ** 2 * 5 // 8)
     ours = tiny(simmim(), SWIN, (size, size), cell)
     compare(ours, transformers.SwinForMaskedImageModeling(config), SWIN_NAMES, mask, patch=4)
 
@@ -159,7 +159,7 @@ def test_plain_vit(cell):
         encoder_stride=16,
         layer_norm_eps=1e-6,
     )
-    mask = build.hide(2, (64 // cell, 64 // cell), (64 // cell) ** 2 * 5 // 8)
+    mask = parts.hide(2, (64 // cell, 64 // cell), (64 // cell) ** 2 * 5 // 8)
     ours = tiny(simmim(), PLAIN, (64, 64), cell)
     compare(ours, transformers.ViTForMaskedImageModeling(config), VIT_NAMES, mask, patch=16)
 
@@ -170,7 +170,7 @@ def test_loss_is_the_pixel_formula_whatever_the_mask_unit(cell):
     """Over Swin's last grid of 32 pixels: no predicted cell is part hidden, part visible."""
     size = (128, 192)
     ours = tiny(simmim(), SWIN, size, cell)
-    images = build.images(2, size)
+    images = parts.images(2, size)
     mask = ours.mask.sample(torch.arange(2), size, ours.encoder.cell)
     assert mask.grid == (size[0] // cell, size[1] // cell)
     output = ours(images, mask)
@@ -245,7 +245,7 @@ def slow_vit(model, token: Tensor, image: Tensor, hidden: Tensor) -> Tensor:
 def test_simmims_vit_equals_the_slow_version():
     size = (64, 96)
     ours = tiny(simmim_vit(), VIT.replace("(", "(embed_dim=24, depth=3, num_heads=2, ", 1), size)
-    images, mask = build.images(2, size), build.hide(2, (2, 3), 4)
+    images, mask = parts.images(2, size), parts.hide(2, (2, 3), 4)
     model, head = ours.encoder.model, ours.decoders[0].head
     (latent,) = ours.encoder(images, mask)
     output = ours(images, mask)

@@ -2,12 +2,12 @@
 
 import math
 
-import build
 import pytest
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from helpers import parts
 from mimkit.backbones import DenseEncoder, Latent, VisibleViT, create_encoder
 from mimkit.grids import resize_positions, sincos_positions
 
@@ -49,11 +49,11 @@ def test_every_family_equals_timm(name):
     """Against a second model of timm's, built for this one size and loaded with the same weights."""
     cell = int(name.partition("patch")[2].partition("_")[0] or 16)
     size = (3 * cell, 4 * cell)
-    ours = build.encoder(name, size=size)
+    ours = parts.encoder(name, size=size)
     assert (ours.cell, ours.dim, ours.depth, ours.channels) == (cell, 48, 3, 3)
-    theirs = build.timm_vit(name, size=size)
+    theirs = parts.timm_vit(name, size=size)
     theirs.load_state_dict(ours.vit.state_dict())
-    images = build.images(2, size)
+    images = parts.images(2, size)
 
     (last,) = ours(images)
     assert_latent_equals(last.map(ours.norm), theirs.forward_features(images), FAMILIES[name], (3, 4))
@@ -69,10 +69,10 @@ def test_every_family_equals_timm(name):
 @pytest.mark.parametrize("channels", [1, 4, 7])
 @torch.no_grad()
 def test_any_number_of_channels(channels):
-    ours = build.encoder(size=(32, 64), channels=channels)
-    theirs = build.timm_vit("vit_tiny_patch16_224", size=(32, 64), channels=channels)
+    ours = parts.encoder(size=(32, 64), channels=channels)
+    theirs = parts.timm_vit("vit_tiny_patch16_224", size=(32, 64), channels=channels)
     theirs.load_state_dict(ours.vit.state_dict())
-    images = build.images(2, (32, 64), channels)
+    images = parts.images(2, (32, 64), channels)
     (last,) = ours(images)
     assert ours.channels == channels
     assert_latent_equals(last.map(ours.norm), theirs.forward_features(images), 1, (2, 4))
@@ -80,8 +80,8 @@ def test_any_number_of_channels(channels):
 
 @torch.no_grad()
 def test_taps_come_in_the_order_asked_and_count_from_the_end():
-    encoder = build.encoder(size=(32, 32), depth=4)
-    images = build.images(1, (32, 32))
+    encoder = parts.encoder(size=(32, 32), depth=4)
+    images = parts.images(1, (32, 32))
     by_index = encoder(images, None, (0, 1, 2, 3))
     asked = encoder(images, None, (-1, 0, -3, 0))
     for latent, index in zip(asked, (3, 0, 1, 0), strict=True):
@@ -93,11 +93,11 @@ def test_taps_come_in_the_order_asked_and_count_from_the_end():
 
 
 def test_no_block_behind_the_deepest_tap_runs():
-    encoder = build.encoder(size=(32, 32), depth=4)
+    encoder = parts.encoder(size=(32, 32), depth=4)
     ran = []
     for index, block in enumerate(encoder.vit.blocks):
         block.register_forward_hook(lambda *_, index=index: ran.append(index))
-    encoder(build.images(1, (32, 32)), None, (1, 0))
+    encoder(parts.images(1, (32, 32)), None, (1, 0))
     assert ran == [0, 1]
 
 
@@ -106,16 +106,16 @@ def test_no_block_behind_the_deepest_tap_runs():
 def test_learned_positions_at_another_size(name):
     """Built for 4 x 4 cells, run on 6 x 5: timm's model of that size with the table resized beforehand."""
     cell = 14 if "patch14" in name else 16
-    ours = build.encoder(name, size=(4 * cell, 4 * cell))
+    ours = parts.encoder(name, size=(4 * cell, 4 * cell))
     size = (6 * cell, 5 * cell)
-    theirs = build.timm_vit(name, size=size)
+    theirs = parts.timm_vit(name, size=size)
     state = ours.vit.state_dict()
     prefix = 0 if theirs.no_embed_class else theirs.num_prefix_tokens
     square = state["pos_embed"][:, prefix:].reshape(1, 4, 4, 48).permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(square, size=(6, 5), mode="bicubic", align_corners=False)
     state["pos_embed"] = torch.cat([state["pos_embed"][:, :prefix], resized.flatten(2).mT], dim=1)
     theirs.load_state_dict(state)
-    images = build.images(2, size)
+    images = parts.images(2, size)
     (last,) = ours(images)
     assert_latent_equals(last.map(ours.norm), theirs.forward_features(images), FAMILIES[name], (6, 5))
 
@@ -123,16 +123,16 @@ def test_learned_positions_at_another_size(name):
 @pytest.mark.parametrize("size", [(96, 80), (32, 32), (16, 128)])
 @torch.no_grad()
 def test_sincos_positions_at_another_size_are_those_of_a_model_built_for_it(size):
-    ours = build.encoder(size=(64, 64), sincos=True)
-    built = build.encoder(size=size, sincos=True)
+    ours = parts.encoder(size=(64, 64), sincos=True)
+    built = parts.encoder(size=size, sincos=True)
     without_table = {name: value for name, value in ours.vit.state_dict().items() if name != "pos_embed"}
     assert built.vit.load_state_dict(without_table, strict=False).missing_keys == ["pos_embed"]
-    images = build.images(2, size)
+    images = parts.images(2, size)
     (here,), (there,) = ours(images), built(images)
     assert torch.equal(here.tokens, there.tokens)
     assert torch.equal(here.prefix, there.prefix)
     # And that is timm's model with the same table.
-    theirs = build.timm_vit("vit_tiny_patch16_224", size=size)
+    theirs = parts.timm_vit("vit_tiny_patch16_224", size=size)
     theirs.load_state_dict(built.vit.state_dict())
     assert_latent_equals(here.map(ours.norm), theirs.forward_features(images), 1, (size[0] // 16, size[1] // 16))
 
@@ -149,7 +149,7 @@ def test_created_encoder_is_timms_model(name, channels):
     assert torch.equal(table[1:], sincos_positions((4, 6), ours.dim))
     theirs = timm.create_model(name, img_size=(64, 96), in_chans=channels, num_classes=0, global_pool="").eval()
     theirs.load_state_dict(ours.vit.state_dict())
-    images = build.images(2, (64, 96), channels)
+    images = parts.images(2, (64, 96), channels)
     (last,) = ours(images)
     assert_latent_equals(last.map(ours.norm), theirs.forward_features(images), 1, (4, 6))
 
@@ -226,19 +226,19 @@ def test_models_that_cannot_be_made_are_refused_for_every_kind(name, kind, messa
 def test_size_must_be_whole_patches():
     with pytest.raises(ValueError, match="a cell of 16 pixels does not divide an image of 64 x 72 pixels"):
         create_encoder("test_vit", image_size=(64, 72))
-    encoder = build.encoder(size=(32, 32))
+    encoder = parts.encoder(size=(32, 32))
     with pytest.raises(ValueError, match="a cell of 16 pixels does not divide an image of 40 x 32 pixels"):
-        encoder(build.images(1, (40, 32)))
+        encoder(parts.images(1, (40, 32)))
 
 
 def test_no_timm_plain_vit_has_parts_that_the_encoder_skips():
     """`VisibleViT` drives embedding, positions, norm and blocks itself: timm's own forward must have nothing else."""
-    encoder = build.encoder(size=(32, 32))
+    encoder = parts.encoder(size=(32, 32))
     assert type(encoder.vit) is VisionTransformer
     ran = []
     for name, module in encoder.vit.named_children():
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
-    images = build.images(1, (32, 32))
+    images = parts.images(1, (32, 32))
     encoder.vit.forward_features(images)
     theirs, ran[:] = set(ran), []
     encoder.norm(encoder(images)[0].tokens)
@@ -298,6 +298,6 @@ def test_sincos_formula_on_any_grid(grid, dim):
 
 
 def test_visible_vit_keeps_what_it_is_told():
-    encoder = VisibleViT(build.timm_vit("test_vit", size=(32, 48)), name="mine", image_size=(32, 48), sincos=False)
+    encoder = VisibleViT(parts.timm_vit("test_vit", size=(32, 48)), name="mine", image_size=(32, 48), sincos=False)
     assert (encoder.name, encoder.image_size, encoder.sincos) == ("mine", (32, 48), False)
     assert encoder.norm is encoder.vit.norm

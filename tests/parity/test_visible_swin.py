@@ -4,12 +4,12 @@ hidden tokens take no part in any window.
 
 from dataclasses import dataclass, replace
 
-import build
 import pytest
 import timm
 import torch
 from torch import Tensor
 
+from helpers import parts
 from mimkit.backbones.latent import Latent
 from mimkit.backbones.visible_swin import VisibleSwin
 from mimkit.masks import Mask
@@ -44,13 +44,13 @@ class Case:
                 num_heads=(1, 2, 2, 4)[: self.stages],
                 drop_path_rate=0.0,
             )
-        return VisibleSwin(build.perturb(swin).eval(), name="swin", image_size=self.size, **options)
+        return VisibleSwin(parts.perturb(swin).eval(), name="swin", image_size=self.size, **options)
 
     def images(self) -> Tensor:
-        return build.images(BATCH, self.size, self.channels)
+        return parts.images(BATCH, self.size, self.channels)
 
     def mask(self, shared: bool = False) -> Mask:
-        mask = build.hide(BATCH, self.mask_grid, self.hidden)
+        mask = parts.hide(BATCH, self.mask_grid, self.hidden)
         return Mask(mask.hidden[:1].expand(BATCH, -1, -1), shared=True) if shared else mask
 
 
@@ -173,7 +173,7 @@ def test_visible_tokens_and_gradients_are_the_slow_ones(case, shared):
     mask = case.mask(shared)
     latents = encoder(images, mask, range(case.stages))
     slow = [at(latent, raster) for latent, raster in zip(
-        latents, slow_taps(encoder, images, build.hidden_pixels(mask, case.size)), strict=True
+        latents, slow_taps(encoder, images, parts.hidden_pixels(mask, case.size)), strict=True
     )]  # fmt: skip
     for latent, expected in zip(latents, slow, strict=True):
         torch.testing.assert_close(latent.tokens, expected, rtol=1e-9, atol=1e-9)
@@ -181,8 +181,8 @@ def test_visible_tokens_and_gradients_are_the_slow_ones(case, shared):
     parameters = {name: p for name, p in encoder.swin.named_parameters() if not name.startswith("norm.")}
     weights = [torch.randn(part.shape, generator=torch.Generator().manual_seed(1)).double() for part in slow]
     gradients = []
-    for parts in ([latent.tokens for latent in latents], slow):
-        loss = sum((part * weight).mean() for part, weight in zip(parts, weights, strict=True))
+    for tokens in ([latent.tokens for latent in latents], slow):
+        loss = sum((part * weight).mean() for part, weight in zip(tokens, weights, strict=True))
         gradients.append(torch.autograd.grad(loss, [*parameters.values()]))
     for name, ours, theirs in zip(parameters, *gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
@@ -221,7 +221,7 @@ def test_hidden_pixels_change_nothing_and_visible_ones_do(case):
     encoder = case.encoder()
     images = case.images()
     mask = case.mask()
-    hidden = build.hidden_pixels(mask, case.size)
+    hidden = parts.hidden_pixels(mask, case.size)
     before = encoder(images, mask, range(case.stages))
     for replacement in (-7 * images, torch.full_like(images, torch.nan)):
         after = encoder(torch.where(hidden, replacement, images), mask, range(case.stages))
@@ -236,7 +236,7 @@ def test_gradients_at_hidden_pixels_are_zero(case):
     mask = case.mask()
     tokens = encoder(images, mask)[0].tokens
     (tokens * torch.randn(tokens.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
-    hidden = build.hidden_pixels(mask, case.size).expand_as(images)
+    hidden = parts.hidden_pixels(mask, case.size).expand_as(images)
     assert not images.grad[hidden].any()
     assert (images.grad[~hidden] != 0).float().mean() > 0.99
 
@@ -364,9 +364,9 @@ def test_images_that_timm_would_pad_are_refused(case, message):
 def test_other_sizes_are_refused():
     case = CASES["shifted in three stages"]
     encoder = case.encoder()
-    for mask in (None, build.hide(1, (6, 6), 9)):
+    for mask in (None, parts.hide(1, (6, 6), 9)):
         with pytest.raises(ValueError, match=r"built for images of 96 x 96 pixels, got 192 x 192"):
-            encoder(build.images(1, (192, 192)), mask)
+            encoder(parts.images(1, (192, 192)), mask)
     with pytest.raises(ValueError, match=r"built for images of 96 x 96 pixels, not 96 x 64"):
         VisibleSwin(encoder.swin, name="swin", image_size=(96, 64))
 
@@ -375,7 +375,7 @@ def test_other_sizes_are_refused():
 def test_masks_of_other_cells_are_refused(grid):
     case = CASES["shifted in three stages"]
     with pytest.raises(ValueError, match=rf"{grid[0]} x {grid[1]} cells over 96 x 96 pixels .* cells of 32 pixels"):
-        case.encoder()(case.images(), build.hide(BATCH, grid, 3))
+        case.encoder()(case.images(), parts.hide(BATCH, grid, 3))
 
 
 def test_masks_that_replace_tokens_are_refused():

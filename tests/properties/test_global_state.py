@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import TINY
 from torch import Tensor
 
+from helpers.tiny import TINY
 from mimkit.plan import Plan, plan
 from mimkit.settings import Settings
 from mimkit.training.distributed import World
@@ -24,14 +24,7 @@ MASKS = {
     "complementary": ("mae", {"mask": "complementary"}),
     "several of an image": ("mae", {"repeats": 2}),
 }
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photos) -> Path:
-    folder = make_photos(tmp_path_factory.mktemp("data") / "photos", count=40, size=80)
-    for path in sorted(folder.iterdir())[3:6]:
-        path.write_bytes(b"no picture")  # what is taken in its place is the same, too
-    return folder
+PHOTOS = {"count": 40, "size": 80, "broken": range(3, 6)}  # what is taken in place of the broken is the same, too
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,9 +1,9 @@
 """No hidden pixel reaches an encoder: whatever is put there, latents and predictions stay the same to the last bit."""
 
-import build
 import pytest
 import torch
 
+from helpers import parts
 from mimkit.masks import Mask
 from mimkit.readouts import Fused, Last
 
@@ -25,11 +25,11 @@ def setting(name: str, readout: str, factor: int):
     """A small method, images of 4 x 6 cells, and a mask whose cells are `factor` of the encoder's wide."""
     cell = int(name.partition("patch")[2].partition("_")[0])
     size = (4 * cell, 6 * cell)
-    method = build.method(build.encoder(name, size=size), readout=READOUTS[readout])
+    method = parts.method(parts.encoder(name, size=size), readout=READOUTS[readout])
     grid = (4 // factor, 6 // factor)
-    mask = build.hide(3, grid, count=grid[0] * grid[1] * 2 // 3)
-    images = build.images(3, size)
-    return method, images, mask, build.hidden_pixels(mask, size).expand_as(images)
+    mask = parts.hide(3, grid, count=grid[0] * grid[1] * 2 // 3)
+    images = parts.images(3, size)
+    return method, images, mask, parts.hidden_pixels(mask, size).expand_as(images)
 
 
 @pytest.fixture(
@@ -50,7 +50,7 @@ def run(method, images, mask: Mask):
 def test_hidden_pixels_change_nothing(case):
     method, images, mask, hidden = case
     before = run(method, images, mask)
-    noise = 100 * build.images(3, images.shape[-2:], seed=9)
+    noise = 100 * parts.images(3, images.shape[-2:], seed=9)
     for replacement in (noise, torch.full_like(images, torch.nan)):
         after = run(method, torch.where(hidden, replacement, images), mask)
         for old, new in zip(before[0] + before[1], after[0] + after[1], strict=True):

@@ -6,12 +6,12 @@ import copy
 from dataclasses import replace
 from functools import partial
 
-import build
 import pytest
 import torch
-from dense_families import FAMILIES, SIZE, encoder
 from torch import Tensor
 
+from helpers import parts
+from helpers.dense_families import FAMILIES, SIZE, encoder
 from mimkit.decoders import TransformerDecoder
 from mimkit.masks import Mask, RandomMask
 from mimkit.method import Method
@@ -36,9 +36,9 @@ def simmim_around(key: str, cell: int, **parts) -> Method:
 def example(cell: int) -> tuple[Tensor, Mask, Tensor]:
     """Three images, a mask that hides half of the cells, and the pixels that it hides, [B, C, H, W]."""
     grid = (SIZE[0] // cell, SIZE[1] // cell)
-    mask = build.hide(3, grid, grid[0] * grid[1] // 2, seed=cell)
-    images = build.images(3, SIZE)
-    return images, mask, build.hidden_pixels(mask, SIZE).expand_as(images)
+    mask = parts.hide(3, grid, grid[0] * grid[1] // 2, seed=cell)
+    images = parts.images(3, SIZE)
+    return images, mask, parts.hidden_pixels(mask, SIZE).expand_as(images)
 
 
 def run(method: Method, images: Tensor, mask: Mask) -> list[Tensor]:
@@ -51,13 +51,13 @@ def run(method: Method, images: Tensor, mask: Mask) -> list[Tensor]:
 def assert_nothing_leaks(method: Method, cell: int) -> None:
     images, mask, hidden = example(cell)
     before = run(method, images, mask)
-    for replacement in (100 * build.images(3, SIZE, seed=9), torch.full_like(images, torch.nan)):
+    for replacement in (100 * parts.images(3, SIZE, seed=9), torch.full_like(images, torch.nan)):
         after = run(method, torch.where(hidden, replacement, images), mask)
         for old, new in zip(before, after, strict=True):
             assert torch.equal(old, new)
     assert all(output.isfinite().all() for output in before)
     # The counterpart, without which a constant model would pass.
-    seen = run(method, torch.where(hidden, images, build.images(3, SIZE, seed=9)), mask)
+    seen = run(method, torch.where(hidden, images, parts.images(3, SIZE, seed=9)), mask)
     for old, new in zip(before, seen, strict=True):
         assert (old != new).flatten(1).any(dim=1).all()
 
@@ -115,6 +115,6 @@ def test_mask_token_is_what_hidden_cells_show(key):
 def test_cells_that_the_stem_cannot_hide_are_refused(key, cell, smallest):
     h, w = SIZE[0] // cell, SIZE[1] // cell
     with pytest.raises(ValueError, match=rf"{h} x {w} cells over 64 x 128 pixels.* multiples of {smallest} pixels"):
-        encoder(key)(build.images(1, SIZE), build.hide(1, (h, w), 5))
+        encoder(key)(parts.images(1, SIZE), parts.hide(1, (h, w), 5))
     with pytest.raises(ValueError, match=rf"cells of {cell} pixels cannot be hidden.* multiples of {smallest} pixels"):
         simmim_around(key, cell)

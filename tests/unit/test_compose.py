@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import TINY
 
+from helpers.tiny import TINY
 from mimkit.backbones import create_encoder
-from mimkit.compose import compose, find_recipe, recipes
+from mimkit.compose import compose, find_recipe
 from mimkit.decoders import CrossDecoder, LinearDecoder, TransformerDecoder
 from mimkit.masks import BlockMask, ComplementaryMasks, RandomMask, UniformMask
 from mimkit.readouts import Fused, FusedHierarchical, Last, Levels

@@ -1,31 +1,36 @@
 from dataclasses import replace
 
-import build
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers import parts
+from helpers.tiny import TINY
 from mimkit.backbones import Latent
+from mimkit.backbones.lean_block import spare_memory
+from mimkit.compose import compose
 from mimkit.decoders import CrossDecoder, LinearDecoder, TransformerDecoder
 from mimkit.grids import resize_positions, sincos_positions, unpatchify
-from mimkit.masks import Mask
+from mimkit.masks import Mask, RandomMask
+from mimkit.recipes import build as build_method
+from mimkit.settings import Settings
 
 
 def decoder(grid=(2, 3), **options) -> TransformerDecoder:
     options = {"width": 32, "depth": 2, "heads": 4} | options
-    return build.perturb(TransformerDecoder(24, 10, grid, **options))
+    return parts.perturb(TransformerDecoder(24, 10, grid, **options))
 
 
 def latent(ids: torch.Tensor | None, grid=(2, 3), prefix: int = 1) -> Latent:
     count = grid[0] * grid[1] if ids is None else ids.shape[1]
-    values = build.images(2, (prefix + count, 24), 1)[:, 0]
+    values = parts.images(2, (prefix + count, 24), 1)[:, 0]
     return Latent(tokens=values[:, prefix:], grid=grid, ids=ids, prefix=values[:, :prefix])
 
 
 def test_fill_puts_tokens_in_their_places():
     part, ids = decoder(), torch.tensor([[1, 4], [0, 5]])
-    tokens = build.images(2, (2, 32), 1)[:, 0]
+    tokens = parts.images(2, (2, 32), 1)[:, 0]
     filled = part.fill(tokens, latent(ids))
     assert filled.shape == (2, 6, 32)
     for sample in range(2):
@@ -36,7 +41,7 @@ def test_fill_puts_tokens_in_their_places():
 
 
 def test_all_tokens_are_left_alone():
-    part, tokens = decoder(), build.images(2, (6, 32), 1)[:, 0]
+    part, tokens = decoder(), parts.images(2, (6, 32), 1)[:, 0]
     assert part.fill(tokens, latent(None)) is tokens
 
 
@@ -66,7 +71,7 @@ def test_another_grid_equals_a_decoder_built_for_it(kind, sincos):
     here, there = make(), make(grid=(4, 2))
     positions = there.positions.clone()
     if not sincos:
-        here.positions += build.images(1, (6, 32), 1)[:, 0] / 10
+        here.positions += parts.images(1, (6, 32), 1)[:, 0] / 10
         positions = resize_positions(here.positions, (2, 3), (4, 2))
     there.load_state_dict(here.state_dict() | {"positions": positions})
     given = latent(torch.tensor([[0, 7, 3], [1, 2, 6]]), grid=(4, 2))
@@ -107,7 +112,7 @@ def test_complete_decoder_learns_no_mask_token():
     assert set(plain.state_dict()) - set(part.state_dict()) == {"mask_token"}
     part.load_state_dict(plain.state_dict(), strict=False)
     given = latent(None, prefix=0)
-    assert torch.equal(part(given, build.hide(2, (2, 3), count=4)), plain(given))
+    assert torch.equal(part(given, parts.hide(2, (2, 3), count=4)), plain(given))
     part(given).sum().backward()
     assert all(parameter.grad is not None for parameter in part.parameters())
     with pytest.raises(ValueError, match="built for complete latents was given one that lacks tokens"):
@@ -124,7 +129,7 @@ def test_order_of_tokens_does_not_matter():
 
 def test_linear_decoder_is_one_layer_for_each_token():
     part, given = LinearDecoder(24, 10, (2, 3), complete=True), latent(None)
-    predictions = part(given, build.hide(2, (2, 3), count=4))
+    predictions = part(given, parts.hide(2, (2, 3), count=4))
     assert predictions.shape == (2, 2, 3, 10)
     for cell in range(6):
         torch.testing.assert_close(predictions[:, cell // 3, cell % 3], part.head(given.tokens[:, cell]))
@@ -172,7 +177,7 @@ def test_linear_decoder_refuses_grids_that_are_not_finer_alike(out_grid):
 
 def cross(grid=(2, 3), **options) -> CrossDecoder:
     options = {"width": 32, "depth": 2, "heads": 4} | options
-    return build.perturb(CrossDecoder(24, 10, grid, **options))
+    return parts.perturb(CrossDecoder(24, 10, grid, **options))
 
 
 def score(mask: Mask, count: int) -> Mask:
@@ -186,9 +191,9 @@ def score(mask: Mask, count: int) -> Mask:
 def test_cross_decoder_answers_alike_whatever_else_is_asked(grid):
     """And zero where it is not asked; without a scored share it is asked everything."""
     part = cross(grid=(4, 4))
-    mask = build.hide(3, grid, count=11)
+    mask = parts.hide(3, grid, count=11)
     ids = mask.visible_ids(grid)
-    values = build.images(3, (ids.shape[1] + 1, 24), 1)[:, 0]
+    values = parts.images(3, (ids.shape[1] + 1, 24), 1)[:, 0]
     given = Latent(tokens=values[:, 1:], grid=grid, ids=ids, prefix=values[:, :1])
     everything = part(given)
     assert everything.shape == (3, *grid, 10)
@@ -205,9 +210,9 @@ def test_cross_decoder_answers_alike_whatever_else_is_asked(grid):
 @torch.no_grad()
 def test_cross_decoder_takes_scored_cells_of_a_coarser_mask():
     part = cross(grid=(4, 4))
-    coarse = score(build.hide(2, (2, 2), count=2), 1)
+    coarse = score(parts.hide(2, (2, 2), count=2), 1)
     ids = coarse.visible_ids((4, 4))
-    values = build.images(2, (8, 24), 1)[:, 0]
+    values = parts.images(2, (8, 24), 1)[:, 0]
     given = Latent(tokens=values, grid=(4, 4), ids=ids, prefix=values[:, :0])
     predictions, everything = part(given, coarse), part(given)
     scored = coarse.weights((4, 4)).bool()
@@ -216,9 +221,9 @@ def test_cross_decoder_takes_scored_cells_of_a_coarser_mask():
 
 
 def test_cross_decoder_costs_less_the_less_is_asked():
-    part, mask = cross(grid=(8, 8)), build.hide(2, (8, 8), count=48)
+    part, mask = cross(grid=(8, 8)), parts.hide(2, (8, 8), count=48)
     ids = mask.visible_ids((8, 8))
-    given = Latent(tokens=build.images(2, (16, 24), 1)[:, 0], grid=(8, 8), ids=ids, prefix=torch.zeros(2, 0, 24))
+    given = Latent(tokens=parts.images(2, (16, 24), 1)[:, 0], grid=(8, 8), ids=ids, prefix=torch.zeros(2, 0, 24))
     spent = []
     for asked in (score(mask, 4), score(mask, 24), mask):
         with FlopCounterMode(display=False) as counter:
@@ -230,7 +235,7 @@ def test_cross_decoder_costs_less_the_less_is_asked():
 
 
 def test_every_weight_of_a_cross_decoder_learns():
-    part, mask = cross(), score(build.hide(2, (2, 3), count=4), 2)
+    part, mask = cross(), score(parts.hide(2, (2, 3), count=4), 2)
     given = latent(mask.visible_ids((2, 3)))
     part(given, mask).square().sum().backward()
     assert all(parameter.grad.any() for parameter in part.parameters())
@@ -247,3 +252,37 @@ def test_every_weight_of_a_cross_decoder_learns():
 def test_cross_decoder_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         cross(**options)
+
+
+@pytest.mark.parametrize("recipe", ["mae", "mff", "convmae", "greenmim", "localmim"])
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("scored", [1.0, 0.5])
+def test_predicting_the_scored_cells_only_changes_nothing_else(tmp_path, recipe, lean, scored):
+    settings = Settings(data=tmp_path, **TINY[recipe] | ({"decoder_depth": 2} if recipe != "localmim" else {}))
+    composed = compose(recipe, settings)
+    method = parts.perturb(build_method(composed)).train()
+    if lean:
+        spare_memory(method)
+    images = parts.images(3, composed.image_size, 3)
+    mask = RandomMask(ratio=0.75, scored=scored).sample(torch.arange(3), composed.image_size, method.encoder.cell)
+    outputs, gradients = [], []
+    for only in (False, True):
+        for decoder in method.decoders:
+            decoder.scored_only = only
+        method.zero_grad()
+        outputs.append(method(images, mask=mask))
+        outputs[-1].loss.backward()
+        gradients.append({name: p.grad for name, p in method.named_parameters() if p.grad is not None})
+    full, fewer = outputs
+    assert fewer.loss.item() == pytest.approx(full.loss.item(), rel=1e-6)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert (gradients[1][name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, name
+    for expected, found in zip(full.predictions, fewer.predictions, strict=True):
+        weights = mask.weights(found.shape[1:3])
+        at = weights > 0
+        assert torch.allclose(found[at], expected[at], rtol=1e-4, atol=1e-5)
+        if recipe != "localmim":  # whose predictions have other grids
+            assert (found[~at] == 0).all()
+    method.eval()
+    assert all((prediction != 0).any(dim=-1).all() for prediction in method(images, mask=mask).predictions)

@@ -1,9 +1,9 @@
 import math
 
-import build
 import pytest
 import torch
 
+from helpers import parts
 from mimkit.grids import grid_for, patchify, resample, resize_positions, sincos_positions, unpatchify
 
 
@@ -38,7 +38,7 @@ def test_patchify_order(size, grid, channels):
     ("size", "grid", "channels"), [((32, 48), (2, 3), 3), ((28, 14), (4, 2), 1), ((8, 8), (8, 8), 4)]
 )
 def test_unpatchify_undoes_patchify(size, grid, channels):
-    images = build.images(2, size, channels)
+    images = parts.images(2, size, channels)
     assert torch.equal(unpatchify(patchify(images, grid), channels), images)
 
 
@@ -61,7 +61,7 @@ def test_resample_may_go_both_ways_at_once():
 
 
 def test_resample_to_its_own_grid_is_the_same():
-    values = build.images(1, (3, 5), 2)[0]
+    values = parts.images(1, (3, 5), 2)[0]
     assert torch.equal(resample(values, (3, 5)), values)
 
 
@@ -100,7 +100,7 @@ def test_resize_positions_equals_cubic_convolution_written_out():
         return [(min(max(i, 0), old - 1), weight(centre - i)) for i in range(first, first + 4)]
 
     old, dim = (4, 3), 2
-    table = build.images(1, (12, dim), 1)[0]
+    table = parts.images(1, (12, dim), 1)[0]
     for new in [(6, 5), (2, 3), (3, 7)]:
         resized = resize_positions(table, old, new)
         assert resized.shape == (1, new[0] * new[1], dim)
@@ -115,7 +115,7 @@ def test_resize_positions_equals_cubic_convolution_written_out():
 
 
 def test_resize_positions_to_the_same_grid_is_the_table_itself():
-    table = build.images(1, (12, 8), 1)[0]
+    table = parts.images(1, (12, 8), 1)[0]
     assert resize_positions(table, (3, 4), (3, 4)) is table
 
 

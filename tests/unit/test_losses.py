@@ -1,7 +1,7 @@
-import build
 import pytest
 import torch
 
+from helpers import parts
 from mimkit.losses import absolute, masked_mean, squared
 
 
@@ -13,8 +13,8 @@ def test_distances_element_by_element():
 
 @pytest.mark.parametrize("distance", [squared, absolute])
 def test_masked_mean_of_distances_equals_loops(distance):
-    mask = build.hide(3, (2, 4), count=5)
-    prediction, target = (build.images(3, (2, 4), 6, seed).permute(0, 2, 3, 1) for seed in (0, 1))
+    mask = parts.hide(3, (2, 4), count=5)
+    prediction, target = (parts.images(3, (2, 4), 6, seed).permute(0, 2, 3, 1) for seed in (0, 1))
     total, cells = 0.0, 0
     for b in range(3):
         for i in range(2):
@@ -38,13 +38,13 @@ def test_soft_mask_weighs_cells():
 
 
 def test_visible_cells_and_their_values_have_no_part():
-    distances = build.images(2, (3, 3), 4).permute(0, 2, 3, 1).abs()
-    hidden = build.hide(2, (3, 3), count=4).on((3, 3))
+    distances = parts.images(2, (3, 3), 4).permute(0, 2, 3, 1).abs()
+    hidden = parts.hide(2, (3, 3), count=4).on((3, 3))
     loss = masked_mean(distances, hidden)
     changed = torch.where(hidden.bool()[..., None], distances, 1e6 * distances)
     assert masked_mean(changed, hidden) == loss
 
 
 def test_all_hidden_is_the_plain_mean():
-    distances = build.images(2, (3, 3), 4).permute(0, 2, 3, 1)
+    distances = parts.images(2, (3, 3), 4).permute(0, 2, 3, 1)
     assert torch.allclose(masked_mean(distances, torch.ones(2, 3, 3)), distances.mean())

@@ -1,10 +1,10 @@
 from dataclasses import replace
 
-import build
 import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers import parts
 from mimkit.backbones import Latent
 from mimkit.decoders import LinearDecoder, TransformerDecoder
 from mimkit.losses import absolute, squared
@@ -27,7 +27,7 @@ COMPOSITIONS = {
 
 @pytest.fixture(params=COMPOSITIONS)
 def method(request) -> Method:
-    return build.method(build.encoder(size=SIZE, sincos=True), **COMPOSITIONS[request.param])
+    return parts.method(parts.encoder(size=SIZE, sincos=True), **COMPOSITIONS[request.param])
 
 
 def pixels(batch: int, size=SIZE, channels: int = 3) -> Tensor:
@@ -37,7 +37,7 @@ def pixels(batch: int, size=SIZE, channels: int = 3) -> Tensor:
 
 def test_loss_is_the_equation_written_out(method):
     """Mean over hidden cells of the mean distance between prediction and target, by loops."""
-    images = build.images(3, SIZE)
+    images = parts.images(3, SIZE)
     with torch.no_grad():
         output = method(images, keys=torch.arange(3))
     (prediction,) = output.predictions
@@ -56,7 +56,7 @@ def test_loss_is_the_equation_written_out(method):
 
 
 def test_predictions_cover_every_cell(method):
-    output = method(build.images(2, SIZE))
+    output = method(parts.images(2, SIZE))
     assert [p.shape for p in output.predictions] == [(2, 4, 6, 768)]
     assert len(output.per_level) == 1
     assert output.loss == output.per_level[0]
@@ -64,7 +64,7 @@ def test_predictions_cover_every_cell(method):
 
 
 def test_every_trainable_parameter_learns(method):
-    method(build.images(4, SIZE), keys=torch.arange(4)).loss.backward()
+    method(parts.images(4, SIZE), keys=torch.arange(4)).loss.backward()
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, name
@@ -80,8 +80,8 @@ def test_every_trainable_parameter_learns(method):
 )
 def test_every_parameter_of_other_families_learns(name, readout):
     """Class token, registers, learned positions, norms before and after; no prefix at all."""
-    method = build.method(build.encoder(name, size=(56, 84), patch_size=14), readout=readout)
-    method(build.images(8, (56, 84)), keys=torch.arange(8)).loss.backward()
+    method = parts.method(parts.encoder(name, size=(56, 84), patch_size=14), readout=readout)
+    method(parts.images(8, (56, 84)), keys=torch.arange(8)).loss.backward()
     idle = [name for name, p in method.named_parameters() if p.grad is None or not p.grad.any()]
     assert idle == []
 
@@ -98,14 +98,14 @@ def test_bytes_and_normalised_floats_agree(method):
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_bytes_of_other_channels(channels):
-    method = build.method(build.encoder(size=SIZE, channels=channels))
+    method = parts.method(parts.encoder(size=SIZE, channels=channels))
     output = method(pixels(2, channels=channels))
     assert output.predictions[0].shape == (2, 4, 6, 256 * channels)
     assert output.loss.isfinite()
 
 
 def test_mask_drawn_by_keys_equals_the_same_mask_given(method):
-    images, keys = build.images(3, SIZE), torch.tensor([5, 2**61, -7])
+    images, keys = parts.images(3, SIZE), torch.tensor([5, 2**61, -7])
     drawn = method(images, keys=keys)
     given = method(images, method.mask.sample(keys, SIZE, encoder_cell=16))
     assert torch.equal(drawn.mask.hidden, given.mask.hidden)
@@ -114,15 +114,15 @@ def test_mask_drawn_by_keys_equals_the_same_mask_given(method):
 
 
 def test_given_mask_is_used_as_it_is():
-    method = build.method(build.encoder(size=SIZE))
-    mask = build.hide(2, (2, 3), count=1)  # neither the sampler's cell nor its ratio
-    output = method(build.images(2, SIZE), mask, keys=torch.arange(2))
+    method = parts.method(parts.encoder(size=SIZE))
+    mask = parts.hide(2, (2, 3), count=1)  # neither the sampler's cell nor its ratio
+    output = method(parts.images(2, SIZE), mask, keys=torch.arange(2))
     assert output.mask is mask
 
 
 def test_without_keys_masks_come_from_torchs_generator():
-    method = build.method(build.encoder(size=SIZE))
-    images = build.images(2, SIZE)
+    method = parts.method(parts.encoder(size=SIZE))
+    images = parts.images(2, SIZE)
     torch.manual_seed(0)
     first, second = (method(images).mask.hidden for _ in range(2))
     torch.manual_seed(0)
@@ -133,7 +133,7 @@ def test_without_keys_masks_come_from_torchs_generator():
 
 def test_loss_of_a_sample_does_not_depend_on_its_batch(method):
     """Equal counts of hidden cells: the batch's loss is the mean of the samples'."""
-    images, keys = build.images(4, SIZE), torch.arange(4)
+    images, keys = parts.images(4, SIZE), torch.arange(4)
     with torch.no_grad():
         together = method(images, keys=keys).loss
         alone = [method(images[i : i + 1], keys=keys[i : i + 1]).loss for i in range(4)]
@@ -166,7 +166,7 @@ class Coarser(nn.Module):
 @pytest.mark.parametrize("target", [Pixels(), LowFreqPixels(normalized=False)])
 def test_levels_sum_to_the_loss_each_on_its_own_grid(target):
     """Two levels, cells of 16 and 32 pixels, one mask on the finer grid: the coarser level's mask is soft."""
-    encoder = build.encoder(size=SIZE)
+    encoder = parts.encoder(size=SIZE)
     fine = TransformerDecoder(48, target.values(16, 3), (4, 6), width=32, depth=1, heads=4)
     method = Method(
         mask=RandomMask(),
@@ -177,7 +177,7 @@ def test_levels_sum_to_the_loss_each_on_its_own_grid(target):
         distance=squared,
         normalization=IMAGENET,
     )
-    images, mask = build.images(2, SIZE), build.hide(2, (4, 6), count=17)
+    images, mask = parts.images(2, SIZE), parts.hide(2, (4, 6), count=17)
     output = method(images, mask)
     assert [p.shape for p in output.predictions] == [(2, 4, 6, 768), (2, 2, 3, 3072)]
     torch.testing.assert_close(output.loss, output.per_level[0] + output.per_level[1])
@@ -205,35 +205,35 @@ def test_levels_sum_to_the_loss_each_on_its_own_grid(target):
 
 
 def test_levels_and_decoders_must_match_in_number():
-    method = build.method(build.encoder(size=SIZE))
+    method = parts.method(parts.encoder(size=SIZE))
     method.readout = FirstAndLast()
     with pytest.raises(ValueError, match="zip"):
-        method(build.images(1, SIZE))
+        method(parts.images(1, SIZE))
 
 
 def test_linear_decoder_asks_for_all_tokens():
-    method = build.method(build.encoder(size=SIZE))
+    method = parts.method(parts.encoder(size=SIZE))
     method.decoders = nn.ModuleList([LinearDecoder(48, 768, (4, 6), complete=True)])
     with pytest.raises(ValueError, match="cannot predict cells that the encoder left out"):
-        method(build.images(1, SIZE))
+        method(parts.images(1, SIZE))
 
 
 def test_other_image_size_than_built_for():
-    method = build.method(build.encoder(size=SIZE, sincos=True))
-    output = method(build.images(2, (96, 32)))
+    method = parts.method(parts.encoder(size=SIZE, sincos=True))
+    output = method(parts.images(2, (96, 32)))
     assert output.predictions[0].shape == (2, 6, 2, 768)
-    built = build.method(build.encoder(size=(96, 32), sincos=True))
+    built = parts.method(parts.encoder(size=(96, 32), sincos=True))
     tables = ["encoder.vit.pos_embed", "decoders.0.positions"]
     state = {name: value for name, value in method.state_dict().items() if name not in tables}
     assert built.load_state_dict(state, strict=False).missing_keys == tables
-    there = built(build.images(2, (96, 32)), output.mask)
+    there = built(parts.images(2, (96, 32)), output.mask)
     assert torch.equal(there.loss, output.loss)
 
 
 def test_half_precision_computes_the_loss_in_float32():
     """Under autocast predictions are bfloat16 at best; target, distance and mean are not."""
-    method = build.method(build.encoder(size=SIZE), target=LowFreqPixels())
-    images, keys = build.images(4, SIZE), torch.arange(4)
+    method = parts.method(parts.encoder(size=SIZE), target=LowFreqPixels())
+    images, keys = parts.images(4, SIZE), torch.arange(4)
     full = method(images, keys=keys).loss
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = method(images, keys=keys)
@@ -245,7 +245,7 @@ def test_half_precision_computes_the_loss_in_float32():
 
 def test_training_step_lowers_the_loss(method):
     """Twenty steps on one batch."""
-    images, keys = build.images(2, SIZE), torch.arange(2)
+    images, keys = parts.images(2, SIZE), torch.arange(2)
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for _ in range(20):
@@ -258,11 +258,11 @@ def test_training_step_lowers_the_loss(method):
 
 
 def test_mae_and_pixmim_differ_by_the_target_alone():
-    encoder = build.encoder(size=SIZE)
-    mae = build.method(encoder)
-    pixmim = build.method(encoder, target=LowFreqPixels())
-    all_pass = build.method(encoder, target=LowFreqPixels(radius=400))
-    images, keys = build.images(2, SIZE), torch.arange(2)
+    encoder = parts.encoder(size=SIZE)
+    mae = parts.method(encoder)
+    pixmim = parts.method(encoder, target=LowFreqPixels())
+    all_pass = parts.method(encoder, target=LowFreqPixels(radius=400))
+    images, keys = parts.images(2, SIZE), torch.arange(2)
     first, second, third = (method(images, keys=keys) for method in (mae, pixmim, all_pass))
     assert torch.equal(first.predictions[0], second.predictions[0])
     assert abs(first.loss - second.loss) > 1e-3
@@ -273,29 +273,29 @@ def test_parts_are_descriptions():
     """Masks and targets hold values only: equal ones are equal, and changes make new ones."""
     assert LowFreqPixels() == LowFreqPixels(radius=40.0)
     assert replace(RandomMask(), cell=32) == RandomMask(ratio=0.75, cell=32)
-    assert build.method(build.encoder(size=SIZE)).scalars() == {}
+    assert parts.method(parts.encoder(size=SIZE)).scalars() == {}
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_gap_224"])
 def test_mask_of_another_batch_is_refused(name):
     """Without a class token nothing else would notice that one mask was taken for three images."""
-    method = build.method(build.encoder(name, size=SIZE))
+    method = parts.method(parts.encoder(name, size=SIZE))
     for count in (1, 2, 4):
         with pytest.raises(ValueError, match=f"a mask for {count} images was given with 3 images"):
-            method(build.images(3, SIZE), build.hide(count, (4, 6), count=18))
+            method(parts.images(3, SIZE), parts.hide(count, (4, 6), count=18))
     with pytest.raises(ValueError, match="a mask for 2 images was given with 3 images"):
-        method(build.images(3, SIZE), keys=torch.arange(2))
+        method(parts.images(3, SIZE), keys=torch.arange(2))
 
 
 def test_mask_of_another_grid_is_refused():
-    method = build.method(build.encoder(size=SIZE))
+    method = parts.method(parts.encoder(size=SIZE))
     with pytest.raises(ValueError, match="do not nest"):
-        method(build.images(1, SIZE), build.hide(1, (3, 6), count=9))
+        method(parts.images(1, SIZE), parts.hide(1, (3, 6), count=9))
     with pytest.raises(ValueError, match="may be half hidden"):
-        method(build.images(1, SIZE), build.hide(1, (8, 12), count=60))
+        method(parts.images(1, SIZE), parts.hide(1, (8, 12), count=60))
 
 
 def test_grey_bytes_are_no_colour_bytes():
-    method = build.method(build.encoder(size=SIZE))
+    method = parts.method(parts.encoder(size=SIZE))
     with pytest.raises(ValueError, match="images of 1 channels, but a normalisation for 3"):
         method(pixels(2, channels=1))

@@ -1,0 +1,1 @@
+"""Losses that were written down, and what writes them."""
