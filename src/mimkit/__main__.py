@@ -1,14 +1,8 @@
-"""The program: `mimkit`, or `python -m mimkit` for torchrun."""
+"""`python -m mimkit`, as torchrun starts it: the same as the program `mimkit`."""
 
 import sys
 
 from mimkit.cli.main import main
 
-
-def run() -> None:
-    """Run one command and exit with its code."""
-    sys.exit(main())
-
-
 if __name__ == "__main__":
-    run()
+    sys.exit(main())

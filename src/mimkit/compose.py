@@ -18,7 +18,7 @@ from mimkit.losses import Distance, absolute, squared
 from mimkit.masks import BlockMask, ComplementaryMasks, MaskSampler, RandomMask, UniformMask
 from mimkit.readouts import Fused, FusedHierarchical, Last, Levels, Readout
 from mimkit.recipes import PARTS, DecoderMaker, Recipe, record_of_parts
-from mimkit.records import as_text, make, parse_text, record_of, same
+from mimkit.records import as_text, is_record, make, parse_text, record_of, same
 from mimkit.settings import Settings
 from mimkit.targets import Features, Hog, LowFreqPixels, Pixels, Target
 from mimkit.training.optim import Train
@@ -203,30 +203,37 @@ def description_of(name: str, recipe: Recipe, settings: Settings) -> dict[str, A
     }
 
 
-def restore_recipe(facts: dict[str, Any]) -> Recipe:
+def restore_recipe(facts: dict[str, Any], *, encoder_only: bool = False) -> Recipe:
     """The recipe that run.json or an exported file describes, from its parts; what its name means today is not asked.
 
     Args:
         facts: "recipe", "settings" and "parts" of either, in any format.
+        encoder_only: whoever asks wants the encoder, its images and their normalisation; the other parts are MAE's.
 
     Raises:
         ValueError: this version does not know a part, or one of its values.
     """
     parts, training = facts["parts"], facts.get("training")
-    records = {name: parts[name] for name in PARTS}
+    records: dict[str, Any] = {name: parts.get(name) for name in PARTS if name == "encoder" or not encoder_only}
     if facts.get("format", 1) == 1:
         base, settings = find_recipe(facts["recipe"]), Settings.from_json(facts["settings"])
-        records = {name: parse_text(text) for name, text in records.items()}
+        records = {name: parse_text(str(text)) for name, text in records.items()}
         training = None if training is None else parse_text(training)
+        channels = settings.channels or base.channels
         values: dict[str, Any] = {
             "image_size": settings.image_size or base.image_size,
-            "channels": settings.channels or base.channels,
+            "channels": channels,
+            "statistics": given_statistics(settings, channels) or base.statistics,
         }
-        values["statistics"] = given_statistics(settings, values["channels"]) or base.statistics
     else:
-        values = {name: make(parts[name], KNOWN) for name in ("image_size", "channels", "statistics")}
+        values = {name: make(parts.get(name), KNOWN) for name in ("image_size", "channels", "statistics")}
+    for name, record in records.items():
+        if not is_record(record) and not (name == "decoder" and isinstance(record, list)):
+            raise ValueError(f"its {name} is {record!r}, which is no part")
     made = {name: make(record, KNOWN) for name, record in records.items()}
     made["encoder"] = partial(made["encoder"], pretrained=False)  # weights are the file's
+    if encoder_only:
+        return replace(r.mae(), **made, **values)
     train = make(training, KNOWN) if training else find_recipe(facts["recipe"]).train
     return Recipe(**made, **values, train=train)
 

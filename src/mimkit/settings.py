@@ -1,12 +1,33 @@
 """A request to pre-train, as plain values: what the command line's flags are made from and what run.json keeps."""
 
+import ast
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
 
 from mimkit.errors import flag
 from mimkit.files import located
+
+
+@functools.cache
+def part_names() -> dict[str, list[str]]:
+    """The names in the tables of compose.py, which is read as text: to import it would load torch."""
+    tree = ast.parse((Path(__file__).parent / "compose.py").read_text(encoding="utf-8"))
+    tables = {ast.unparse(node.target): node.value for node in tree.body if isinstance(node, ast.AnnAssign)}
+    return {
+        name: [ast.literal_eval(key) for key in table.keys if key is not None]
+        for name, table in tables.items()
+        if isinstance(table, ast.Dict)
+    }
+
+
+def names_of(table: str) -> str:
+    """One of these tables, for a flag's help."""
+    return ", ".join(part_names()[table])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,27 +57,22 @@ class Settings:
     """Mean of each channel's pixels in 0..1; default: ImageNet's."""
     std: tuple[float, ...] | None = None
     """Their deviation; default: ImageNet's."""
-    view: str | None = None
-    """Training crop: random-resized-crop, simple-resized-crop."""
-    mask: str | None = None
-    """How cells are hidden: random, shared (one mask for the whole batch), block, uniform, complementary."""
+    view: Annotated[str | None, arg(help=f"Training crop: {names_of('VIEWS')}.")] = None
+    mask: Annotated[str | None, arg(help=f"How cells are hidden: {names_of('MASKS')}; shared: one a batch.")] = None
     mask_ratio: float | None = None
     """Hidden share, between 0 and 1."""
     mask_cell: int | None = None
     """Side of a hidden cell in pixels; a multiple of what the encoder can hide."""
     predict_share: float | None = None
     """Share of the hidden cells that is predicted, for random masks."""
-    readout: str | None = None
-    """Which latents are decoded: last, fused, fused-mlp, fused-attention, fused-all, fused-hierarchical, levels."""
+    readout: Annotated[str | None, arg(help=f"Which latents are decoded: {names_of('READOUTS')}.")] = None
     taps: tuple[int, ...] | None = None
     """Blocks or stages that a readout of several takes, the last one at the end."""
-    decoder: str | None = None
-    """transformer, cross (mask tokens attend to visible tokens only), linear (one layer; for dense encoders)."""
+    decoder: Annotated[str | None, arg(help=f"What predicts hidden cells: {names_of('DECODERS')}.")] = None
     decoder_width: int | None = None
     decoder_depth: int | None = None
     decoder_heads: int | None = None
-    target: str | None = None
-    """What is reconstructed: pixels, raw-pixels, lowfreq-pixels, lowfreq-pixels-mmselfsup, hog, hog-18, features."""
+    target: Annotated[str | None, arg(help=f"What is reconstructed: {names_of('TARGETS')}.")] = None
     hog_offsets: tuple[float, ...] | None = None
     """For hog targets: two numbers for each level, added to gradients across and down (LocalMIM's published bias)."""
     teacher: str | None = None

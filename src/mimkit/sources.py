@@ -54,7 +54,7 @@ def load_encoder(
             return ImageEncoder(encoder, Normalization.for_channels(encoder.channels)).eval()
         return ImageEncoder(encoder, Normalization(tuple(config.mean), tuple(config.std))).eval()
     facts, weights = read_source(Path(source))
-    made_with = recipe_of(facts, source, recipe)
+    made_with = recipe_of(facts, source, recipe, encoder_only=True)
     with torch.random.fork_rng(devices=[]), naming("--image-size") if image_size else nullcontext():
         encoder = made_with.encoder(image_size=image_size or made_with.image_size, channels=made_with.channels)
     own = {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
@@ -115,7 +115,9 @@ def fill(module: nn.Module, weights: dict[str, Tensor], source: str | Path) -> N
         raise ValueError(f"{source} does not fit this version of mimkit: {error}") from error
 
 
-def recipe_of(facts: dict[str, Any], source: object, recipe: str | None = None) -> Recipe:
+def recipe_of(
+    facts: dict[str, Any], source: object, recipe: str | None = None, *, encoder_only: bool = False
+) -> Recipe:
     """The recipe that a source was made with, from its parts. One from a user's file is run only where the caller names
     it.
 
@@ -123,6 +125,7 @@ def recipe_of(facts: dict[str, Any], source: object, recipe: str | None = None) 
         facts: what run.json or an exported file says.
         source: for messages.
         recipe: FILE.py:NAME.
+        encoder_only: see `restore_recipe`.
 
     Raises:
         ValueError: it is from a file that was not named or has other parts today, or this version lacks a part.
@@ -137,7 +140,7 @@ def recipe_of(facts: dict[str, Any], source: object, recipe: str | None = None) 
         require_same_parts(facts, composed, source)
         return composed
     with naming(str(source)):
-        return restore_recipe(facts)
+        return restore_recipe(facts, encoder_only=encoder_only)
 
 
 def read_source(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

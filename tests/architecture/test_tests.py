@@ -11,7 +11,7 @@ SOURCE = Path(mimkit.__file__).parent
 MODULES = sorted(path.relative_to(TESTS) for path in TESTS.rglob("*.py"))
 TEST_MODULES = [path for path in MODULES if path.name.startswith("test_")]
 UNIT = [path.relative_to("unit") for path in TEST_MODULES if path.parts[0] == "unit"]
-GENERATORS = {Path("golden") / name for name in ("__init__.py", "regenerate.py", "grid.py")}
+GENERATORS = {Path("golden") / name for name in ("__init__.py", "regenerate.py", "grid.py", "old_runs.py")}
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -14,6 +14,7 @@ import mimkit
 from helpers.runs import as_flags
 from helpers.tiny import TINY
 from mimkit.cli.main import main
+from mimkit.compose import RECIPES
 from mimkit.evaluation.reconstruction import GAP
 
 SMALL = (
@@ -227,7 +228,7 @@ def test_recipes_as_table_and_as_json(capsys):
     table = capsys.readouterr().out
     assert main(["recipes", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert [row["recipe"] for row in listed] == list(recipes())
+    assert [row["recipe"] for row in listed] == list(RECIPES)
     for row in listed:
         assert row["paper"] in table
         assert row["published"] in table
@@ -320,7 +321,7 @@ def test_tensorboard_events(photos, tmp_path):
     assert "probe/linear" in events.Tags()["scalars"]
 
 
-@pytest.mark.parametrize("recipe", [name for name in recipes() if name != "small"])
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "small"])
 def test_every_recipe_trains(photos, tmp_path, recipe):
     run = {"data": photos, "out": tmp_path / "run", "batch_size": 8, "epochs": 1, "warmup_epochs": 0}
     run |= {"probe_images": 8, "workers": 0, "precision": "fp32"}

@@ -14,11 +14,11 @@ from torch import Tensor
 
 import mimkit
 from helpers import pair
+from helpers.plans import plan
 from helpers.processes import run_together, torchrun
 from helpers.runs import as_flags
 from helpers.tiny import TINY
 from mimkit.cli.main import main
-from mimkit.plan import plan
 from mimkit.settings import Settings
 from mimkit.training.checkpoint import Torn, load, load_newest, recover
 

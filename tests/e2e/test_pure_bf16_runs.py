@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 import mimkit
 from helpers import parts
+from helpers.plans import plan
 from helpers.processes import torchrun
 from helpers.runs import as_flags
 from helpers.tiny import TINY
 from mimkit.convert import export_huggingface, export_onnx, export_safetensors, export_timm
-from mimkit.evaluation.online import Probe, subset
-from mimkit.plan import plan
+from mimkit.evaluation.online import OnlineProbe, subset
 from mimkit.pretraining import pretrain, resume
 from mimkit.settings import Settings
 from mimkit.training.checkpoint import Checkpoint, load_newest
@@ -64,7 +64,7 @@ def test_it_is_taken_up_in_float32(run, photos):
             assert torch.equal(value, saved.weights[f"{prefix}{name}"].float())
     request = plan("mae", settings(photos), device=torch.device("cpu"))
     held_out = subset(request.held_out, 1000)
-    probe = Probe(method, held_out, held_out, device="cpu")
+    probe = OnlineProbe(method, held_out, held_out, device="cpu")
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     probes = [row for row in rows if row["kind"] == "probe"]
     with torch.no_grad():

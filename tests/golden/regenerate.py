@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`, where pytes
 
 from helpers.parts import coarse_images
 from helpers.tiny import TINY
-from mimkit.compose import compose
+from mimkit.compose import RECIPES, compose
 from mimkit.randomness import sample_keys
 from mimkit.recipes import build
 from mimkit.settings import Settings
@@ -48,7 +48,7 @@ def curve(name: str) -> list[float]:
 def main() -> None:
     """Write the file."""
     torch.set_num_threads(1)
-    curves = {name: curve(name) for name in recipes()}
+    curves = {name: curve(name) for name in RECIPES}
     CURVES.write_text(json.dumps(curves, indent=1) + "\n")
     for name, losses in curves.items():
         print(f"{name:20}{losses[0]:.6f} to {losses[-1]:.6f}")

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from golden.regenerate import CURVES, EPOCHS, STEPS_PER_EPOCH, curve
+from mimkit.compose import RECIPES
 
 TOLERANCE = 1e-5  # relative; other processors round otherwise
 
@@ -14,13 +15,13 @@ def curves() -> dict[str, list[float]]:
     return json.loads(CURVES.read_text())
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", RECIPES)
 def test_losses_are_what_they_were(curves, one_thread, name):
     assert curve(name) == pytest.approx(curves[name], rel=TOLERANCE)
 
 
 def test_the_curves_are_of_recipes_that_learn(curves):
-    assert list(curves) == list(recipes())
+    assert list(curves) == list(RECIPES)
     for name, losses in curves.items():
         assert len(losses) == EPOCHS * STEPS_PER_EPOCH
         first, last = (sum(part) / STEPS_PER_EPOCH for part in (losses[:STEPS_PER_EPOCH], losses[-STEPS_PER_EPOCH:]))

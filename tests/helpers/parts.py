@@ -114,3 +114,10 @@ def hidden_pixels(mask: Mask, size: Size) -> Tensor:
     h, w = mask.hidden.shape[1:]
     rows, columns = torch.arange(size[0]) * h // size[0], torch.arange(size[1]) * w // size[1]
     return mask.hidden[:, rows][:, :, columns][:, None]
+
+
+def draw(
+    sampler: MaskSampler, keys: Tensor, image_size: Size, encoder_cell: int, batch_key: Tensor | None = None
+) -> Mask:
+    """A mask for images of that size, and an encoder with cells of so many pixels."""
+    return sampler.sample(keys, sampler.grid(image_size, encoder_cell), batch_key)

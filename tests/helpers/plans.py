@@ -4,8 +4,10 @@ from pathlib import Path
 
 import torch
 
-from mimkit.plan import Plan, plan
+from mimkit.compose import compose
+from mimkit.plan import Pretraining, plan_pretraining
 from mimkit.settings import Settings
+from mimkit.training.distributed import World
 
 CPU = torch.device("cpu")
 
@@ -16,5 +18,11 @@ def settings(photos: Path, **changes) -> Settings:
     return Settings(**{"data": photos, "log_every": 1, "skipped_share": 0.2} | small | narrow | changes)
 
 
-def planned(photos: Path, **changes) -> Plan:
-    return plan("mae", settings(photos, **changes), device=CPU)
+def plan(recipe: str, request: Settings, *, device: torch.device = CPU, processes: int = 1) -> Pretraining:
+    """The job that the first of so many processes would begin."""
+    world = World(0, processes)
+    return plan_pretraining(recipe, compose(recipe, request), request, device=device, world=world)
+
+
+def planned(photos: Path, **changes) -> Pretraining:
+    return plan("mae", settings(photos, **changes))

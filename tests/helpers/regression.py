@@ -46,7 +46,7 @@ class Batch:
 class Batches:
     """Batches as a function of the step; `poisoned` steps (from 1) hold a NaN, `skipped` says what each step met."""
 
-    parts: int = 1
+    accumulation: int = 1
     poisoned: tuple[int, ...] = ()
     skipped: dict[int, list[str]] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
@@ -59,7 +59,9 @@ class Batches:
             if step + 1 in self.poisoned:
                 x[-1, 0] = math.nan
             skipped = [(path, "broken") for path in self.skipped.get(step + 1, [])]
-            for place, (some_x, some_y) in enumerate(zip(x.chunk(self.parts), y.chunk(self.parts), strict=True)):
+            for place, (some_x, some_y) in enumerate(
+                zip(x.chunk(self.accumulation), y.chunk(self.accumulation), strict=True)
+            ):
                 yield Batch(some_x.to(self.dtype), some_y.to(self.dtype), [] if place else skipped)
             step += 1
 

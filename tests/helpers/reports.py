@@ -101,5 +101,31 @@ def write_run(
     return folder
 
 
+def segment(step: int, miou: object, **more: object) -> dict[str, object]:
+    return {"kind": "segment", "step": step, "epoch": step / 10, "mIoU": miou, "classes": 21, **more}
+
+
+def write_segmentation(folder: Path, rows: list[dict[str, object]], upto: int = 100, **info: object) -> Path:
+    """A run of another kind than pre-training: no recipe, no probes, no pictures."""
+    parts = {"encoder": {"name": "VisibleViT", "values": {"width": 192}}}
+    changed = {"format": 2, "kind": "segment", "recipe": None, "parts": parts, **info}
+    return write_run(folder, probes=[], more=rows, pictures=0, upto=upto, **changed)
+
+
+def chart_of(page: Page, title: str) -> list[tuple[str, dict[str, str | None]]]:
+    """The tags of one chart, from the element that bears its title to the next caption."""
+    start = next(i for i, (_, attrs) in enumerate(page.tags) if attrs.get("aria-label") == title)
+    end = next(i for i in range(start, len(page.tags)) if page.tags[i][0] == "figcaption")
+    return page.tags[start:end]
+
+
+def labels_of(page: Page) -> list[str]:
+    return [attrs["aria-label"] or "" for tag, attrs in page.tags if tag == "svg" and "aria-label" in attrs]
+
+
+def path_of(tags: list[tuple[str, dict[str, str | None]]], css: str) -> str | None:
+    return next((attrs["d"] for tag, attrs in tags if tag == "path" and attrs.get("class") == css), None)
+
+
 def page_of(tmp_path: Path, *folders: Path) -> Page:
     return Page(write_report(list(folders), tmp_path / "out" / "report.html").read_text(encoding="utf-8"))

@@ -7,10 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from helpers import parts
-from mimkit.compose import compose
+from mimkit.compose import compose, description_of
 from mimkit.method import Method
 from mimkit.recipes import build as build_recipe
-from mimkit.recipes import parts_in_words
 from mimkit.settings import Settings
 
 VIT = "vit_tiny_patch16_224(embed_dim=48,depth=2,num_heads=3)"
@@ -40,12 +39,8 @@ def write_source(
         torch.manual_seed(0)
         method = build_recipe(composed).eval()
     parts.perturb(method)
-    request = {
-        "recipe": recipe,
-        "settings": asked.to_json() | {"data": "/home/somebody/photos"},
-        "parts": parts_in_words(composed),
-        **(more or {}),
-    }
+    request = description_of(recipe, composed, asked) | (more or {})
+    request["settings"]["data"] = "/home/somebody/photos"
     weights = {name: value.contiguous() for name, value in method.state_dict().items()}
     save_file(weights, path, {"mimkit.request": json.dumps(request)} | (metadata or {}))
     return method

@@ -65,7 +65,7 @@ def test_whole_mae(tmp_path, settings):
     side = method.encoder.image_size[0] // method.encoder.cell
     images = parts.images(3, method.encoder.image_size, method.encoder.channels)
     noise = torch.rand(3, side * side, generator=torch.Generator().manual_seed(1))
-    drawn = method.mask.sample(torch.arange(3), method.encoder.image_size, method.encoder.cell)
+    drawn = method.mask.sample(torch.arange(3), method.mask.grid(method.encoder.image_size, method.encoder.cell))
     mask = mask_from_noise(noise, drawn.count, side)
     with torch.inference_mode():
         ours, expected = method(images, mask), theirs(images, noise=noise)

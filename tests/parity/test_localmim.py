@@ -139,5 +139,5 @@ def test_loss_equals_four_explicit_losses():
 
 
 def test_levels_refuse_unequal_numbers_of_taps_and_scales():
-    with pytest.raises(ValueError, match="3 taps need as many scales, got 4"):
+    with pytest.raises(ValueError, match="one tap for each of 4 levels, got 3"):
         Levels(parts.encoder(size=(32, 32)), taps=(0, 1, 2))

@@ -73,7 +73,7 @@ def slow_predictions(method: Method, image: Tensor, hidden: Tensor) -> Tensor:
 def test_loss_equals_the_definition():
     method = tiny_maskfeat()
     images = parts.images(2, SIZE)
-    mask = method.mask.sample(torch.arange(2), SIZE, method.encoder.cell)
+    mask = method.mask.sample(torch.arange(2), method.mask.grid(SIZE, method.encoder.cell))
     assert mask.grid == (4, 6)
     assert mask.count == 9  # 40 % of 24
     assert method.decoders[0].head.out_features == 108
@@ -93,7 +93,7 @@ def test_loss_equals_the_definition():
 def test_visible_patches_do_not_count():
     method = tiny_maskfeat()
     images = parts.images(1, SIZE)
-    mask = method.mask.sample(torch.arange(1), SIZE, 16)
+    mask = method.mask.sample(torch.arange(1), method.mask.grid(SIZE, 16))
     output = method(images, mask)
     (target,) = method.target(images, [(8, 12)])
     by_cell = (output.predictions[0] - target).square().mean(dim=-1)

@@ -171,7 +171,7 @@ def test_loss_is_the_pixel_formula_whatever_the_mask_unit(cell):
     size = (128, 192)
     ours = tiny(simmim(), SWIN, size, cell)
     images = parts.images(2, size)
-    mask = ours.mask.sample(torch.arange(2), size, ours.encoder.cell)
+    mask = ours.mask.sample(torch.arange(2), ours.mask.grid(size, ours.encoder.cell))
     assert mask.grid == (size[0] // cell, size[1] // cell)
     output = ours(images, mask)
     predicted = min(cell, 32)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.plans import plan
 from helpers.tiny import TINY
-from mimkit.plan import Plan, plan
 from mimkit.settings import Settings
 from mimkit.training.distributed import World
 from mimkit.training.optim import Train
@@ -40,7 +40,7 @@ def seen(name: str, more: dict, photos: Path, processes: int, micro_batch: int) 
     recipe, settings = MASKS[name]
     given = {"data": photos, "batch_size": BATCH, "micro_batch": micro_batch, "epochs": 3, "precision": "fp32"}
     wanted = Settings(**given | TINY[recipe] | settings | more)
-    request: Plan = plan(recipe, wanted, device=torch.device("cpu"), processes=processes)
+    request = plan(recipe, wanted, device=torch.device("cpu"), processes=processes)
     batches = [request.batches(0, World(rank, processes)) for rank in range(processes)]
     assert {one.accumulation * micro_batch * processes for one in batches} == {BATCH}
     coming = [one.from_step(0) for one in batches]
@@ -50,7 +50,7 @@ def seen(name: str, more: dict, photos: Path, processes: int, micro_batch: int) 
         found: list[list[Tensor]] = []
         for batch in cut:
             with torch.no_grad():
-                mask = request.method(**batch.inputs("cpu")).mask
+                mask = request.model(**batch.inputs("cpu")).mask
             scored = mask.hidden if mask.scored is None else mask.scored
             cells = [part.unflatten(0, (len(batch), mask.copies)) for part in (mask.hidden, scored)]
             found.append([batch.images, batch.keys, batch.indices, *cells])

@@ -9,7 +9,7 @@ import torch
 
 from helpers.tiny import TINY
 from mimkit.backbones import create_encoder
-from mimkit.compose import compose, find_recipe
+from mimkit.compose import RECIPES, compose, find_recipe
 from mimkit.decoders import CrossDecoder, LinearDecoder, TransformerDecoder
 from mimkit.masks import BlockMask, ComplementaryMasks, RandomMask, UniformMask
 from mimkit.readouts import Fused, FusedHierarchical, Last, Levels
@@ -44,9 +44,9 @@ def unwrapped(part) -> tuple:
     return (part.func, part.keywords) if isinstance(part, partial) else (part, {})
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", RECIPES)
 def test_nothing_given_changes_nothing(name):
-    base, same = recipes()[name](), composed(name)
+    base, same = RECIPES[name](), composed(name)
     for field in fields(Recipe):
         assert unwrapped(getattr(same, field.name)) == unwrapped(getattr(base, field.name)), field.name
 
@@ -144,7 +144,7 @@ def test_the_decoder_keeps_what_is_not_given():
 
 
 def test_naming_the_parts_a_recipe_has_changes_nothing():
-    base, same = recipes()["small"](), composed("small", mask="random", decoder="transformer")
+    base, same = RECIPES["small"](), composed("small", mask="random", decoder="transformer")
     assert same.mask == base.mask
     assert unwrapped(same.decoder) == unwrapped(base.decoder)
 
@@ -159,10 +159,10 @@ def test_the_backbone_keeps_the_rest_of_the_encoder():
 
 
 def test_training_values():
-    base = recipes()["mae"]().train
+    base = RECIPES["mae"]().train
     given = {"epochs": 50, "batch_size": 96, "base_lr": 1e-3, "warmup_epochs": 3.0, "min_lr": 1e-6}
-    given |= {"weight_decay": 0.1, "clip_grad": 3.0, "precision": "fp32", "ema": 0.99}
-    assert composed(**given).train == replace(base, **given)
+    given |= {"weight_decay": 0.1, "clip_grad": 3.0, "precision": "fp32"}
+    assert composed(**given, ema=0.99).train == replace(base, **given, ema_decay=0.99)
     assert composed(seed=9).train == base  # the seed is the request's
 
 
@@ -173,7 +173,7 @@ def test_published_training_values(name, decay_tokens):
     """MAE's; the ports that PixMIM and MFF were published with do not decay tokens."""
     published = {"epochs": 800, "batch_size": 4096, "base_lr": 1.5e-4, "lr_batch": 256, "warmup_epochs": 40}
     published |= {"min_lr": 0, "betas": (0.9, 0.95), "weight_decay": 0.05, "clip_grad": None}
-    values = recipes()[name]().train
+    values = RECIPES[name]().train
     assert {key: getattr(values, key) for key in published} == published
     assert values.decay_tokens is decay_tokens
     assert values.peak_lr == pytest.approx(2.4e-3)
@@ -184,13 +184,13 @@ def test_warmup_follows_a_shorter_run(epochs, warmup):
     assert composed(epochs=epochs).train.warmup_epochs == pytest.approx(warmup)
 
 
-@pytest.mark.parametrize(("epochs", "drops"), [(800, (700,)), (400, (350,)), (8, (7,)), (None, (700,))])
-def test_drops_follow_the_length_of_the_run(epochs, drops):
-    assert composed("simmim-vit", epochs=epochs).train.drops == pytest.approx(drops)
-    assert composed("simmim", epochs=epochs).train.drops == ()
+@pytest.mark.parametrize(("epochs", "milestones"), [(800, (700,)), (400, (350,)), (8, (7,)), (None, (700,))])
+def test_milestones_follow_the_length_of_the_run(epochs, milestones):
+    assert composed("simmim-vit", epochs=epochs).train.milestones == pytest.approx(milestones)
+    assert composed("simmim", epochs=epochs).train.milestones == ()
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("more", [{}, {"channels": 1, "target": "lowfreq-pixels-mmselfsup"}], ids=["rgb", "grey"])
 def test_every_recipe_builds_and_steps(name, more):
     side = TINY[name]["image_size"][0]
@@ -206,7 +206,7 @@ def test_every_recipe_builds_and_steps(name, more):
 
 
 def test_every_recipe_has_a_tiny_form():
-    assert TINY.keys() == recipes().keys()
+    assert TINY.keys() == RECIPES.keys()
 
 
 WRONG = {

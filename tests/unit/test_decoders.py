@@ -264,7 +264,7 @@ def test_predicting_the_scored_cells_only_changes_nothing_else(tmp_path, recipe,
     if lean:
         spare_memory(method)
     images = parts.images(3, composed.image_size, 3)
-    mask = RandomMask(ratio=0.75, scored=scored).sample(torch.arange(3), composed.image_size, method.encoder.cell)
+    mask = parts.draw(RandomMask(ratio=0.75, scored=scored), torch.arange(3), composed.image_size, method.encoder.cell)
     outputs, gradients = [], []
     for only in (False, True):
         for decoder in method.decoders:

@@ -107,7 +107,7 @@ def test_bytes_of_other_channels(channels):
 def test_mask_drawn_by_keys_equals_the_same_mask_given(method):
     images, keys = parts.images(3, SIZE), torch.tensor([5, 2**61, -7])
     drawn = method(images, keys=keys)
-    given = method(images, method.mask.sample(keys, SIZE, encoder_cell=16))
+    given = method(images, method.mask.sample(keys, method.mask.grid(SIZE, 16)))
     assert torch.equal(drawn.mask.hidden, given.mask.hidden)
     assert torch.equal(drawn.loss, given.loss)
     assert torch.equal(drawn.predictions[0], given.predictions[0])

@@ -1,14 +1,14 @@
 """The plan that is made of a request, and made again of what is kept of it."""
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
-from mimkit.plan import plan
+from helpers.plans import plan
+from mimkit.compose import TRAIN_SETTINGS
 from mimkit.settings import Settings
-from mimkit.training.loop import Train
 
 CPU = torch.device("cpu")
 PHOTOS = {"count": 30}
@@ -24,26 +24,24 @@ def test_a_plan_can_be_planned_again(photos):
     again = plan("mae", kept, device=CPU)
     assert again.settings == first.settings
     assert again.recipe.train == first.recipe.train
-    assert (again.parts, again.probe_every) == (first.parts, first.probe_every)
+    assert again.batches().accumulation == first.batches().accumulation
     assert not any("4096" in note for note in again.notes)
-    for one, other in zip(first.method.state_dict().values(), again.method.state_dict().values(), strict=True):
+    for one, other in zip(first.model.state_dict().values(), again.model.state_dict().values(), strict=True):
         assert torch.equal(one, other)
-    trained = {f.name for f in fields(Train)} & {f.name for f in fields(Settings)}
-    assert all(getattr(kept, name) == getattr(first.recipe.train, name) for name in trained)
+    assert all(getattr(kept, name) == getattr(first.train, field) for field, name in TRAIN_SETTINGS.items())
 
 
 def test_the_seed_changes_the_weights(photos):
     small = {"data": photos, "backbone": "test_vit", "image_size": (64,), "decoder_depth": 1}
-    one, other = (plan("mae", Settings(**small, seed=seed), device=CPU).method for seed in (0, 1))
+    one, other = (plan("mae", Settings(**small, seed=seed), device=CPU).model for seed in (0, 1))
     assert not torch.equal(one.decoders[0].head.weight, other.decoders[0].head.weight)
 
 
 def test_micro_batches_split_the_batch(photos):
     small = Settings(data=photos, backbone="test_vit", image_size=(64,), decoder_depth=1, batch_size=12, micro_batch=4)
     planned = plan("mae", small, device=CPU)
-    assert planned.parts == 3
     batches = planned.batches(workers=0)
-    assert (batches.parts, batches.batch_size, batches.steps_per_epoch) == (3, 12, 2)
+    assert (batches.accumulation, batches.batch_size, batches.steps_per_epoch) == (3, 12, 2)
     with pytest.raises(ValueError, match=r"--micro-batch 5 .*12"):
         plan("mae", replace(small, micro_batch=5), device=CPU)
     with pytest.raises(ValueError, match=r"--batch-size 28 .*24"):

@@ -3,7 +3,7 @@
 import json
 import math
 
-DEEPEST = 12  # parts within parts, or lists within lists, that are written out
+from mimkit.records import as_text, is_record
 
 
 def count(value: float) -> str:
@@ -41,10 +41,13 @@ def show(value: object) -> str:
         return "none"
     if isinstance(value, str):
         return value
-    if is_part(value):
-        return call_text(value)
-    if isinstance(value, list) and any(map(is_part, value)):
-        return ", ".join(map(call_text, value))
+    try:
+        if is_part(value):
+            return as_text(value)
+        if isinstance(value, list) and any(map(is_part, value)):
+            return ", ".join(map(as_text, value))
+    except (AttributeError, TypeError, RecursionError):  # something within has the keys of a part only, or is too deep
+        pass
     try:
         return json.dumps(value, ensure_ascii=False, default=str)
     except RecursionError:
@@ -55,31 +58,10 @@ def is_part(value: object) -> bool:
     """Whether a value of `run.json` is a part: `{"name": "RandomMask", "values": {"ratio": 0.75}}`."""
     return (
         isinstance(value, dict)
-        and isinstance(value.get("name"), str)
-        and value.keys() <= {"name", "values"}
-        and isinstance(value.get("values"), dict | None)
+        and is_record(value)
+        and isinstance(value["name"], str)
+        and isinstance(value["values"], dict)
     )
-
-
-def call_text(value: object, depth: int = 0) -> str:
-    """A part as it would be written in Python: `RandomMask(ratio=0.75, cell=None)`.
-
-    A part without `values` is its bare name. Lists are written as tuples, because JSON knows no tuples and a part's
-    values are tuples.
-    """
-    if depth > DEEPEST:
-        return "…"
-    if isinstance(value, dict) and is_part(value):
-        values = value.get("values")
-        if values is None:
-            return str(value["name"])
-        return f"{value['name']}({', '.join(f'{key}={call_text(one, depth + 1)}' for key, one in values.items())})"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key!r}: {call_text(one, depth + 1)}" for key, one in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        inside = ", ".join(call_text(one, depth + 1) for one in value)
-        return f"({inside},)" if len(value) == 1 else f"({inside})"
-    return repr(value)
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:

@@ -211,22 +211,27 @@ def backward(loss_of: nn.Module, batch: Any, precision: str, device: torch.devic
 
 
 def warm_up(loss_of: nn.Module, batch: Any, state: State, device: torch.device) -> None:
-    """A first pass that is no step: DDP orders its sums anew after it, and a resumed run should sum as before.
-
-    Raises:
-        TrainingStopped: a trained parameter got no gradient, which processes cannot exchange.
-    """
+    """A first pass that is no step: DDP orders its sums anew after it, and a resumed run should sum as before."""
     state.model.eval()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), uncompiled():
         backward(loss_of, batch, state.values.precision, device, 1)
     train_mode(state.model)
+    refuse_without_gradient(state)
+    state.optimizer.zero_grad(set_to_none=True)
+
+
+def refuse_without_gradient(state: State) -> None:
+    """Processes exchange a gradient for every parameter that is trained: one without must be frozen.
+
+    Raises:
+        TrainingStopped: there is one.
+    """
     names = state.without_gradient()
     if names:
         raise TrainingStopped(
             f"{len(names)} trained parameters got no gradient, {names[0]} first: to train with several processes, "
             "freeze (requires_grad_(False)) what the loss does not depend on"
         )
-    state.optimizer.zero_grad(set_to_none=True)
 
 
 def evaluate(

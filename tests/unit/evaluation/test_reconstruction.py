@@ -49,7 +49,7 @@ def perfect(target, channels: int = 3) -> Method:
 
 def hidden(made: Method) -> Tensor:
     """bool [B, 1, H, W]"""
-    return parts.hidden_pixels(made.mask.sample(KEYS, SIZE, made.encoder.cell), SIZE)
+    return parts.hidden_pixels(made.mask.sample(KEYS, made.mask.grid(SIZE, made.encoder.cell)), SIZE)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import label
 
+from helpers.parts import draw
 from mimkit.masks import BlockMask, RandomMask
 from mimkit.randomness import sample_keys
 
@@ -15,9 +16,9 @@ def test_blocks_hide_exactly_their_share(ratio, size):
     count = int(size[0] * size[1] * ratio + 1e-9)
     if count == 0:
         with pytest.raises(ValueError, match=f"mask ratio {ratio} hides none of {size[0] * size[1]} cells"):
-            BlockMask(ratio=ratio).sample(torch.arange(2), size, 1)
+            draw(BlockMask(ratio=ratio), torch.arange(2), size, 1)
         return
-    mask = BlockMask(ratio=ratio).sample(sample_keys(0, 0, torch.arange(50)), size, 1)
+    mask = draw(BlockMask(ratio=ratio), sample_keys(0, 0, torch.arange(50)), size, 1)
     assert mask.count == count
     assert mask.hidden.sum(dim=(1, 2)).tolist() == [count] * 50
 
@@ -56,10 +57,10 @@ def test_blocks_are_as_compact_as_the_published_ones():
     generator = random.Random(0)
     published = torch.stack([published_blocks((14, 14), 78, generator) for _ in range(1500)])
     keys = sample_keys(0, 0, torch.arange(1500))
-    ours = BlockMask().sample(keys, (224, 224), 16).hidden
+    ours = draw(BlockMask(), keys, (224, 224), 16).hidden
     assert compactness(ours).mean().item() == pytest.approx(compactness(published).mean().item(), abs=0.005)
     assert connected(ours) == pytest.approx(connected(published), abs=0.1)
-    scattered = RandomMask(ratio=0.6).sample(keys, (224, 224), 16)
+    scattered = draw(RandomMask(ratio=0.6), keys, (224, 224), 16)
     assert compactness(scattered.hidden).mean() < 1.2 < 1.6 < compactness(ours).mean()
     # Everywhere, but the middle more often than corners, as wherever rectangles lie inside a grid.
     assert (ours.float().mean(dim=0) - published.float().mean(dim=0)).abs().max() < 0.08
@@ -68,16 +69,16 @@ def test_blocks_are_as_compact_as_the_published_ones():
 def test_smallest_block_decides_how_many_there_are():
     """One of at least all that is to hide, save for a cell or two that rounding leaves over; or many small ones."""
     keys = sample_keys(0, 0, torch.arange(300))
-    assert connected(BlockMask(smallest=78).sample(keys, (224, 224), 16).hidden) < 1.05
-    assert connected(BlockMask(ratio=0.1, smallest=1).sample(keys, (224, 224), 16).hidden) > 2
+    assert connected(draw(BlockMask(smallest=78), keys, (224, 224), 16).hidden) < 1.05
+    assert connected(draw(BlockMask(ratio=0.1, smallest=1), keys, (224, 224), 16).hidden) > 2
 
 
 def test_aspect_bounds_the_blocks():
     """With squares only, the first block of 36 of 196 cells is 6 x 6 wherever it is one."""
-    hidden = BlockMask(ratio=36.5 / 196, smallest=36, aspect=1.0).sample(torch.arange(64), (224, 224), 16).hidden
+    hidden = draw(BlockMask(ratio=36.5 / 196, smallest=36, aspect=1.0), torch.arange(64), (224, 224), 16).hidden
     assert hidden.any(dim=1).sum(dim=1).tolist() == [6] * 64
     assert hidden.any(dim=2).sum(dim=1).tolist() == [6] * 64
-    narrow = BlockMask(ratio=36.5 / 196, smallest=36, aspect=0.3).sample(torch.arange(64), (224, 224), 16).hidden
+    narrow = draw(BlockMask(ratio=36.5 / 196, smallest=36, aspect=0.3), torch.arange(64), (224, 224), 16).hidden
     sides = torch.stack([narrow.any(dim=2).sum(dim=1), narrow.any(dim=1).sum(dim=1)])
     assert 3 <= sides.min() < 5
     assert 8 < sides.max() <= 12

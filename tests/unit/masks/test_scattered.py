@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from helpers.parts import draw
 from mimkit.masks import ComplementaryMasks, Mask, RandomMask
 from mimkit.randomness import sample_keys
 
@@ -19,7 +20,7 @@ from mimkit.randomness import sample_keys
     ],
 )
 def test_published_counts(ratio, cell, size, hidden):
-    mask = RandomMask(ratio=ratio, cell=cell).sample(torch.arange(40), size, encoder_cell=4)
+    mask = draw(RandomMask(ratio=ratio, cell=cell), torch.arange(40), size, encoder_cell=4)
     grid = size[0] // cell, size[1] // cell
     assert mask.hidden.shape == (40, *grid)
     assert mask.hidden.dtype == torch.bool
@@ -30,35 +31,35 @@ def test_published_counts(ratio, cell, size, hidden):
 
 def test_cell_defaults_to_the_encoders():
     keys = torch.arange(3)
-    assert RandomMask().sample(keys, (64, 96), encoder_cell=8).grid == (8, 12)
-    assert RandomMask(cell=32).sample(keys, (64, 96), encoder_cell=8).grid == (2, 3)
+    assert draw(RandomMask(), keys, (64, 96), encoder_cell=8).grid == (8, 12)
+    assert draw(RandomMask(cell=32), keys, (64, 96), encoder_cell=8).grid == (2, 3)
 
 
 def test_every_cell_is_hidden_equally_often():
     """Over 20 000 images; the spread of a share of 0.75 is 0.003, and the largest of 36 stays within four of it."""
     keys = sample_keys(0, 0, torch.arange(20_000))
-    share = RandomMask().sample(keys, (96, 96), 16).hidden.float().mean(dim=0)
+    share = draw(RandomMask(), keys, (96, 96), 16).hidden.float().mean(dim=0)
     assert (share - 0.75).abs().max() < 4 * (0.75 * 0.25 / 20_000) ** 0.5
 
 
 def test_ratio_that_hides_all_or_nothing_is_refused():
     with pytest.raises(ValueError, match=r"mask ratio 0.9 leaves 0 of 4 cells visible"):
-        RandomMask(ratio=0.9).sample(torch.arange(2), (32, 32), 16)
+        draw(RandomMask(ratio=0.9), torch.arange(2), (32, 32), 16)
 
 
 @pytest.mark.parametrize(("scored", "count"), [(1 / 3, 49), (0.5, 73), (0.99, 145), (0.03, 4)])
 def test_scored_cells_are_some_of_the_hidden(scored, count):
     keys = sample_keys(0, 0, torch.arange(200))
-    mask = RandomMask(scored=scored).sample(keys, (224, 224), 16)
+    mask = draw(RandomMask(scored=scored), keys, (224, 224), 16)
     assert mask.scored_count == count
     assert mask.scored.sum(dim=(1, 2)).tolist() == [count] * 200
     assert not (mask.scored & ~mask.hidden).any()
-    assert torch.equal(mask.hidden, RandomMask().sample(keys, (224, 224), 16).hidden)
+    assert torch.equal(mask.hidden, draw(RandomMask(), keys, (224, 224), 16).hidden)
     assert len(mask.scored.flatten(1).unique(dim=0)) == 200
 
 
 def test_all_scored_says_so_with_none():
-    mask = RandomMask().sample(torch.arange(2), (64, 64), 16)
+    mask = draw(RandomMask(), torch.arange(2), (64, 64), 16)
     assert mask.scored is None
     assert mask.scored_count == mask.count
 
@@ -71,12 +72,12 @@ def test_scored_share_outside_is_refused(scored):
 
 def test_scored_share_that_scores_nothing_is_refused():
     with pytest.raises(ValueError, match=r"scored share 0.1 leaves none of 3 hidden cells to score"):
-        RandomMask(scored=0.1).sample(torch.arange(2), (32, 32), 16)
+        draw(RandomMask(scored=0.1), torch.arange(2), (32, 32), 16)
 
 
 @pytest.mark.parametrize("copies", [2, 4, 7])
 def test_complementary_masks_show_every_cell_once(copies):
-    mask = ComplementaryMasks(copies=copies).sample(sample_keys(0, 0, torch.arange(20)), (224, 224), 16)
+    mask = draw(ComplementaryMasks(copies=copies), sample_keys(0, 0, torch.arange(20)), (224, 224), 16)
     assert mask.hidden.shape == (20 * copies, 14, 14)
     assert mask.copies == copies
     assert mask.count == 196 - 196 // copies
@@ -87,6 +88,6 @@ def test_complementary_masks_show_every_cell_once(copies):
 
 def test_cells_that_cannot_be_dealt_are_refused():
     with pytest.raises(ValueError, match="6 cells cannot be dealt to 4 complementary masks"):
-        ComplementaryMasks().sample(torch.arange(2), (32, 48), 16)
+        draw(ComplementaryMasks(), torch.arange(2), (32, 48), 16)
     with pytest.raises(ValueError, match="at least 2 copies, got 1"):
         ComplementaryMasks(copies=1)

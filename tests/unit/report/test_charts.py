@@ -5,17 +5,19 @@ import numpy as np
 import pytest
 
 from helpers.reports import Page
-from mimkit.report.charts import Level, Series, line_chart, smooth, thin
+from mimkit.report.charts import ReferenceLine, Series, line_chart, smooth, thin
 
 
 def test_chart_places_points_where_they_belong() -> None:
     series = Series(label="a<b", points=[(0, 0.0), (50, math.nan), (100, 10.0)], color="c0")
-    chart = line_chart([series], title="T", zero=True, levels=[Level(label="five", value=5.0)], height=106)
+    chart = line_chart([series], title="T", zero=True, references=[ReferenceLine(label="five", value=5.0)], height=106)
     page = Page(str(chart))
     curve = next(a["d"] for tag, a in page.tags if tag == "path" and a["class"] == "curve c0" and a["d"] != "M1 5H19")
     assert curve == "M0.0 106.0M1000.0 6.0"  # a gap, 0 at the bottom, 10 below a margin of 6 %
-    level = next(a["d"] for tag, a in page.tags if tag == "path" and a["class"] == "level ink" and a["d"] != "M1 5H19")
-    assert level == "M0 56.0H1000"
+    reference = next(
+        a["d"] for tag, a in page.tags if tag == "path" and a["class"] == "reference ink" and a["d"] != "M1 5H19"
+    )
+    assert reference == "M0 56.0H1000"
     assert "a<b: 10.0" in page.text
     assert line_chart([Series(label="x", points=[(0, math.nan)], color="c0")], title="T") == ""
 

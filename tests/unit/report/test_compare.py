@@ -48,3 +48,31 @@ def test_runs_get_the_shortest_names_that_differ(tmp_path: Path) -> None:
     folders = [tmp_path / "x" / "run", tmp_path / "y" / "run", tmp_path / "z"]
     assert unique_names(folders) == ["x/run", "y/run", "z"]
     assert unique_names([tmp_path / "x", tmp_path / "x"]) == [str(tmp_path / "x")] * 2
+
+
+def test_both_forms_of_parts_read_the_same(tmp_path: Path) -> None:
+    old = {"mask": "RandomMask(ratio=0.75, cell=None)", "decoder": "A(x=1), B", "downstream": "the encoder"}
+    new = {
+        "mask": {"name": "RandomMask", "values": {"ratio": 0.75, "cell": None}},
+        "decoder": [{"name": "A", "values": {"x": 1}}, {"name": "B", "values": {}}],
+        "downstream": "the encoder",
+    }
+    train = {"name": "Train", "values": {"epochs": 10, "milestones": []}}
+    first = write_run(tmp_path / "first", parts=old, training="Train(epochs=10, milestones=())", settings={"out": "x"})
+    second = write_run(tmp_path / "second", parts=new, training=train, settings={"out": "x"})
+    for run in (first, second):
+        page = page_of(tmp_path, run)
+        for word in (
+            "RandomMask(ratio=0.75, cell=None)",
+            "A(x=1), B",
+            "the encoder",
+            "Train(epochs=10, milestones=())",
+        ):
+            assert word in page.text
+        assert "values" not in page.text
+    assert differences([read_run(first), read_run(second)], ["first", "second"]).rows == []
+    new["mask"] = {"name": "RandomMask", "values": {"ratio": 0.6, "cell": None}}
+    third = write_run(tmp_path / "third", parts=new, training=train, settings={"out": "x"})
+    assert differences([read_run(first), read_run(third)], ["first", "third"]).rows == [
+        ["part: mask", "RandomMask(ratio=0.75, cell=None)", "RandomMask(ratio=0.6, cell=None)"]
+    ]

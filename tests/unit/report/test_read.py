@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from helpers.reports import page_of, write_run
+from helpers.reports import labels_of, page_of, write_run
 from mimkit.report import read_run
 from mimkit.report.read import points
 
@@ -34,3 +34,17 @@ def test_a_resumed_run_shows_each_step_once(tmp_path: Path) -> None:
 def test_points_take_numbers_only() -> None:
     records = [{"step": 1, "a": 2}, {"step": 2, "a": True}, {"step": 3}, {"step": 4, "a": "x"}, {"a": 1}]
     assert str(points(records, "a", scale=10)) == "[(1.0, 20.0), (2.0, nan), (4.0, nan)]"
+
+
+def test_every_kind_of_row_is_read_and_counts_as_a_step(tmp_path: Path) -> None:
+    odd = [{"kind": kind, "step": 900, "x": 1} for kind in (None, ["segment"], 3, "", {})]
+    more = [{"kind": "skipped", "step": 7, "path": "b"}, {"kind": "skipped", "step": 2, "path": "a"}]
+    more += [{"kind": "skipped", "step": 7, "path": "c"}, {"kind": "mine", "step": 250, "x": 1.0}]
+    run = read_run(write_run(tmp_path / "run", more=[*odd, *more]))
+    assert set(run.rows) == {"train", "probe", "skipped", "mine", "end"}
+    assert [row["path"] for row in run.skipped] == ["a", "b", "c"]
+    assert run.train is run.rows["train"]
+    assert run.probes is run.rows["probe"]
+    assert (run.ended, run.nonfinite) == (100, [])
+    assert run.step == 250
+    assert "mine: x by step" in labels_of(page_of(tmp_path, run.folder))

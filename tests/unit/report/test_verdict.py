@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.reports import page_of, probe, write_run
+from helpers.reports import labels_of, page_of, probe, segment, write_run, write_segmentation
 from mimkit.report import read_run
+from mimkit.report.compare import differences
 from mimkit.report.verdict import noise, verdict
 
 
@@ -84,3 +85,46 @@ def test_noise_is_two_standard_errors() -> None:
     assert noise(100.0, 1) == pytest.approx(100.0)
     draws = np.random.default_rng(0).binomial(1000, 0.3, 20_000) / 10
     assert noise(30.0, 1000) == pytest.approx(2 * draws.std(), rel=0.02)
+
+
+def test_a_run_of_another_kind_speaks_of_itself_only(tmp_path: Path) -> None:
+    rows = [segment(0, 1.6, accuracy=5.7), segment(100, 20.5, accuracy=62.6)]
+    run = write_segmentation(tmp_path / "run", rows, recipe="mae")
+    found = verdict(read_run(run))
+    assert found.headline == "segment at step 100: mIoU 20.5 (untrained 1.60), accuracy 62.6 (untrained 5.70)"
+    assert found.tone == "open"
+    assert found.details == [
+        "These are the job's own numbers: which way is better and how much they vary is not known here."
+    ]
+    page = page_of(tmp_path, run)
+    assert "segment · mae · 100 steps" in page.text
+    for word in ("probe", "Probe", "hidden parts", "reconstruct", "Fusion", "encoder has learned", "the method"):
+        assert word not in page.text
+    for word in ("Training loss", "Learning rate", "Also logged while training", "segment: mIoU 20.5 untrained 1.60"):
+        assert word in page.text
+
+    early = verdict(read_run(write_segmentation(tmp_path / "early", rows[:1], upto=20)))
+    assert early.headline == (
+        "Nothing measured after training began yet; training loss 0.100 at step 20, from 0.200 at step 10"
+    )
+    assert early.details[0] == "Before training: mIoU 1.60, accuracy 5.70."
+    late = verdict(read_run(write_segmentation(tmp_path / "late", rows[1:], upto=40)))
+    assert late.headline == "So far: segment at step 100: mIoU 20.5, accuracy 62.6"
+    assert "Nothing was measured before training, so what training changed is unknown." in late.details
+    bare = verdict(read_run(write_segmentation(tmp_path / "bare", [], upto=0)))
+    assert bare.headline == "Nothing trained yet"
+    stuck = verdict(read_run(write_segmentation(tmp_path / "stuck", [segment(0, 4.8), segment(100, 4.8)])))
+    assert stuck.headline == "segment at step 100: mIoU 4.80 (untrained 4.80)"
+    other = write_segmentation(tmp_path / "other", [{**row, "kind": "voc"} for row in rows])
+    assert verdict(read_run(other)).headline.startswith("voc at step 100: mIoU 20.5")
+
+
+def test_a_run_without_a_kind_is_a_pre_training(tmp_path: Path) -> None:
+    old, new = write_run(tmp_path / "old"), write_run(tmp_path / "new", kind="pretrain", format=2)
+    assert read_run(old).pretraining
+    assert "pretrain · mae · 100 steps" in page_of(tmp_path, old).text
+    rows = differences([read_run(old), read_run(new)], ["old", "new"]).rows
+    assert [row[0] for row in rows] == ["out"]
+    with_own_rows = write_run(tmp_path / "own", more=[segment(100, 3.0)])
+    assert verdict(read_run(with_own_rows)).headline.startswith("Linear probe 45.2 %")
+    assert "segment: mIoU by step" in labels_of(page_of(tmp_path, with_own_rows))

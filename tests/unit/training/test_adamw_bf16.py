@@ -188,7 +188,7 @@ def test_a_bad_step_changes_nothing(run, clip):
 @pytest.mark.parametrize("at", [3, 7, 12])
 def test_interrupted_and_resumed_ends_the_same(tmp_path, at, ema):
     """Bit for bit, with what is saved in bfloat16."""
-    values, batches = replace(PURE, ema_decay=ema, clip_grad=1.0), Batches(parts=2, poisoned=(5,))
+    values, batches = replace(PURE, ema_decay=ema, clip_grad=1.0), Batches(accumulation=2, poisoned=(5,))
 
     def interrupt(step: int) -> None:
         if step == at:

@@ -8,18 +8,18 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from helpers.plans import planned, settings
+from helpers.plans import plan, planned, settings
 from helpers.runs import fingerprint
 from mimkit.cli.main import main
 from mimkit.method import Method
-from mimkit.plan import plan
+from mimkit.plan import divisors
 from mimkit.pretraining import pretrain
 from mimkit.settings import Settings
 from mimkit.training import auto_batch as trials
 from mimkit.training.auto_batch import (
     Trial,
+    Trialled,
     cheapest,
-    divisors,
     doubling,
     extrapolate,
     find_micro_batch,
@@ -107,7 +107,8 @@ def test_trials_end_where_memory_does(photos, monkeypatch, error):
 
     monkeypatch.setattr(trials, "quickest", lambda work: 1.0 if work().isfinite() else math.nan)
     monkeypatch.setattr(Method, "forward", short)
-    given = (trial_copy(request.method, False), request.recipe, [1, 2, 4, 12], CPU)
+    copied = Trialled(trial_copy(request.model, False), request.train, request.random_inputs)
+    given = (copied, [1, 2, 4, 12], CPU)
     if error not in SHORTAGES:
         with pytest.raises(RuntimeError, match="shapes"):
             trials.try_sizes(*given, room=1e6, used=0)
@@ -130,11 +131,11 @@ class Told(World):
 def test_processes_agree_on_the_smallest(photos, monkeypatch):
     request = planned(photos)
     monkeypatch.setattr(trials, "try_in_subprocess", lambda *_: [Trial(1, 1.0, 1.0), Trial(4, 4.0, 2.0)])
-    given = ("mae", request.settings, request.recipe, request.method, [1, 2, 4], CPU)
+    given = (request, [1, 2, 4], CPU)
     assert find_micro_batch(*given, SINGLE)[0] == 4
     chosen, tried = find_micro_batch(*given, Told(size=3, others=(2, 4)))
     assert (chosen, len(tried)) == (2, 2)
-    with pytest.raises(ValueError, match=r"--micro-batch auto: weights, moments and 1 image at once need more than"):
+    with pytest.raises(ValueError, match=r"auto: weights, optimizer state and 1 image at once need more than"):
         find_micro_batch(*given, Told(size=2, others=(0,)))  # another has no room for one: all refuse
     monkeypatch.setattr(trials, "available_memory", lambda: math.inf)
     with pytest.raises(ValueError, match="nothing tells how much memory cpu has; give a number"):
@@ -165,22 +166,22 @@ def test_a_run_is_what_its_micro_batch_given_by_hand_makes_of_it(photos, tmp_pat
 def test_trials_on_a_gpu_leave_nothing_behind(photos):
     gpu = torch.device("cuda")
     request = plan("mae", settings(photos, micro_batch="auto"), device=gpu)
-    weights = {name: value.clone() for name, value in request.method.state_dict().items()}
+    weights = {name: value.clone() for name, value in request.model.state_dict().items()}
     generators = torch.get_rng_state(), torch.cuda.get_rng_state(gpu)
     allocated = torch.cuda.memory_allocated(gpu)
     found, chosen = tuned(request, Machine(), gpu, SINGLE)
     assert found.settings.micro_batch in [trial.images for trial in chosen.trials]
-    assert all(torch.equal(value, weights[name]) for name, value in request.method.state_dict().items())
+    assert all(torch.equal(value, weights[name]) for name, value in request.model.state_dict().items())
     assert all(map(torch.equal, generators, (torch.get_rng_state(), torch.cuda.get_rng_state(gpu))))
     assert torch.cuda.memory_allocated(gpu) == allocated
 
 
 def test_a_method_that_fails_is_left_to_the_training(photos, monkeypatch):
     request = planned(photos)
-    assert speed_of(trial_copy(request.method, False), request.recipe, 12, CPU) > 0
-    assert speed_of(trial_copy(request.method, True), request.recipe, 1, CPU) > 0
+    assert speed_of(request, 12, CPU) > 0
+    assert speed_of(request, 1, CPU, recompute=True) > 0
     monkeypatch.setattr(Method, "forward", None)
-    assert speed_of(request.method, request.recipe, 12, CPU) is None
+    assert speed_of(request, 12, CPU) is None
 
 
 def test_an_automatic_batch_is_the_recipes_with_an_automatic_micro_batch(photos):
@@ -202,7 +203,7 @@ def test_other_words_are_refused(flag, tmp_path, capsys):
 def test_repeats_make_a_batch_of_fewer_images(photos):
     """35 images train: with two views each they make a batch of 70, which the loader agrees with, and none larger."""
     request = planned(photos, batch_size=70, repeats=2)
-    assert len(request.train) == 35
+    assert len(request.train_images) == 35
     assert len(request.batches(0).micro_batch_at(0)) == 70
     with pytest.raises(ValueError, match=r"--batch-size 72 is more than the 35 training images .* --repeats 2"):
         planned(photos, batch_size=72, repeats=2)
@@ -212,4 +213,4 @@ def test_repeats_make_a_batch_of_fewer_images(photos):
         planned(photos, repeats=2, micro_batch=3)
     shrunk = planned(photos, batch_size=None, repeats=3)
     assert shrunk.recipe.train.batch_size == 96  # of the recipe's 4096; 32 images, three views each
-    assert shrunk.batches(0).share == 96
+    assert shrunk.batches(0).micro_batch == 96

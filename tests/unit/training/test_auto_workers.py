@@ -9,12 +9,13 @@ import torch
 
 from helpers.plans import planned, settings
 from helpers.runs import fingerprint
+from mimkit.data import TrainBatches
 from mimkit.pretraining import pretrain
 from mimkit.training import auto_workers as tuning
 from mimkit.training.auto_batch import (
     Trial,
 )
-from mimkit.training.auto_workers import Tuning, readers, reading_times, tuned
+from mimkit.training.auto_workers import Tuning, readers, tuned
 from mimkit.training.distributed import SINGLE
 from mimkit.training.hardware import choose_workers, cores
 from mimkit.training.machine import Machine
@@ -27,7 +28,7 @@ PHOTOS = {"count": 40, "classes": 2, "broken": [3]}
 def test_measuring_leaves_no_trace(photos, monkeypatch):
     """Not in weights, gradients and generators, nor in torch's threads; and a request without `auto` stays as it is."""
     request = planned(photos, image_size=(64,))
-    weights = {name: value.clone() for name, value in request.method.state_dict().items()}
+    weights = {name: value.clone() for name, value in request.model.state_dict().items()}
     generator, threads = torch.get_rng_state(), torch.get_num_threads()
     same, chosen = tuned(request, Machine(), CPU, SINGLE)
     assert same is request
@@ -36,17 +37,17 @@ def test_measuring_leaves_no_trace(photos, monkeypatch):
     assert 1 <= chosen.workers <= cores()
     assert chosen.prefetch >= 2
     assert chosen.trials == []
-    assert all(torch.equal(value, weights[name]) for name, value in request.method.state_dict().items())
-    assert all(parameter.grad is None for parameter in request.method.parameters())
+    assert all(torch.equal(value, weights[name]) for name, value in request.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in request.model.parameters())
     assert torch.equal(torch.get_rng_state(), generator)
     assert torch.get_num_threads() == threads
     (line,) = chosen.describe()
-    assert line.startswith(f"reading: {chosen.workers} process")
+    assert line.startswith(f"reading: {chosen.workers} worker")
     json.dumps(chosen.to_json(), allow_nan=False)
 
 
 def test_workers_given_by_hand_are_not_measured(photos, monkeypatch):
-    monkeypatch.setattr(tuning, "reading_times", None)
+    monkeypatch.setattr(TrainBatches, "reading_times", None)
     monkeypatch.setattr(tuning, "speed_of", None)
     request = planned(photos)
     assert tuned(request, Machine(workers=3), CPU, SINGLE) == (request, Tuning(workers=3, trials=[]))
@@ -59,8 +60,8 @@ def test_a_trial_has_told_how_fast_steps_are(photos, monkeypatch):
     monkeypatch.setattr(tuning, "find_micro_batch", lambda *_, **__: (4, found))
     monkeypatch.setattr(tuning, "speed_of", None)
     request, chosen = tuned(request, Machine(), CPU, SINGLE)
-    assert (request.settings.micro_batch, request.parts) == (4, 3)
-    assert request.batches(0).share == 4
+    assert (request.settings.micro_batch, request.batches().accumulation) == (4, 3)
+    assert request.batches(0).micro_batch == 4
     assert chosen.computed == 8
     assert chosen.to_json()["micro_batch_trials"] == [asdict(trial) for trial in found]
 
@@ -85,13 +86,14 @@ def test_readers_are_further_ahead_where_images_differ():
 
 def test_bad_images_do_not_stop_the_measurement(photos, tmp_path, make_photos):
     request = planned(photos)
-    assert len(reading_times(request.batches(0))) == 64
-    assert len(reading_times(planned(photos, repeats=2).batches(0))) == 64
+    for readable in (request, planned(photos, repeats=2)):
+        seconds = readable.batches(0).reading_times()
+        assert len(seconds) == 64 or sum(seconds) >= 1  # on a busy machine
     bad = make_photos(tmp_path / "bad", count=20)
     request = planned(bad, batch_size=4, image_size=(64,))
     for path in bad.rglob("*.png"):
         path.write_bytes(b"")
-    assert reading_times(request.batches(0)) == []
+    assert request.batches(0).reading_times() == []
     _, chosen = tuned(request, Machine(), CPU, SINGLE)
     assert chosen == Tuning(workers=choose_workers(None), trials=[])
 

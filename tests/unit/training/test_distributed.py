@@ -27,7 +27,7 @@ def test_alone_there_is_nobody_to_ask():
     assert SINGLE.any(True, False) == [True, False]
     assert SINGLE.gather("mine") == ["mine"]
     with pytest.raises(KeyError):
-        SINGLE.first(lambda: {}["missing"])
+        SINGLE.on_main(lambda: {}["missing"])
 
 
 def test_who_does_not_come_is_named():

@@ -79,7 +79,7 @@ def test_gradients_of_parts_accumulate_to_those_of_the_batch(tmp_path, parts):
     for count in (1, parts):
         models.append(Regression(dropout=0).double())
         run = Run.create(tmp_path / str(count), {})
-        fit(models[-1], Batches(parts=count, dtype=torch.float64), VALUES, run, log_every=1)
+        fit(models[-1], Batches(accumulation=count, dtype=torch.float64), VALUES, run, log_every=1)
     whole, pieces = (rows(Run(tmp_path / str(count))) for count in (1, parts))
     for one, other in zip(*(weights(model) for model in models), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
@@ -165,22 +165,24 @@ def test_a_bad_step_changes_nothing_and_is_counted(run, make):
     assert all(json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines())
 
 
-def test_too_many_bad_steps_in_a_row_stop_the_run(run):
+def test_too_many_bad_steps_in_a_row_stop_the_run(run, monkeypatch):
+    monkeypatch.setattr("mimkit.training.recorder.NONFINITE_LIMIT", 3)
     batches = Batches(poisoned=(2, 3, 5, 6, 7, 8))
     model = Regression()
     with pytest.raises(TrainingStopped, match=r"3 steps in a row, up to step 7.*--base-lr \(now 0\.3\)"):
-        fit(model, batches, VALUES, run, nonfinite_limit=3, checkpoint_minutes=0, log_every=1)
+        fit(model, batches, VALUES, run, checkpoint_minutes=0, log_every=1)
     kept = run.latest()
     assert kept.state["step"] == 6
     assert all(torch.isfinite(value).all() for value in kept.weights.values())
     fresh = Regression(seed=1)
     with pytest.raises(TrainingStopped):  # resumed, the same bad steps come again
-        fit(fresh, batches, VALUES, run, nonfinite_limit=3, checkpoint_minutes=0, log_every=1)
+        fit(fresh, batches, VALUES, run, checkpoint_minutes=0, log_every=1)
     assert [row["step"] for row in rows(run) if row["kind"] == "nonfinite"] == [2, 3, 5, 6, 7]
 
 
-def test_bad_steps_that_are_not_in_a_row_do_not_stop_the_run(run):
-    assert fit(Regression(), Batches(poisoned=(1, 2, 4, 5, 7, 8)), VALUES, run, nonfinite_limit=3)
+def test_bad_steps_that_are_not_in_a_row_do_not_stop_the_run(run, monkeypatch):
+    monkeypatch.setattr("mimkit.training.recorder.NONFINITE_LIMIT", 3)
+    assert fit(Regression(), Batches(poisoned=(1, 2, 4, 5, 7, 8)), VALUES, run)
 
 
 def test_skipped_images_are_logged_once(run):
@@ -229,7 +231,7 @@ def finished(tmp_path, name: str, values: Train = VALUES, **options) -> tuple[li
     """Weights and log of a run that nothing interrupts."""
     torch.manual_seed(7)
     model, run = Regression(), Run.create(tmp_path / name, {})
-    assert fit(model, Batches(parts=2, poisoned=(5,)), values, run, log_every=3, **options)
+    assert fit(model, Batches(accumulation=2, poisoned=(5,)), values, run, log_every=3, **options)
     return weights(model), (run.folder / "log.jsonl").read_bytes()
 
 
@@ -239,7 +241,7 @@ def test_interrupted_and_resumed_ends_the_same(tmp_path, at, ema):
     values = replace(VALUES, ema_decay=ema)
     expected = finished(tmp_path, "undisturbed", values)
     run = Run.create(tmp_path / "interrupted", {})
-    batches = Batches(parts=2, poisoned=(5,))
+    batches = Batches(accumulation=2, poisoned=(5,))
 
     def interrupt(step: int) -> None:
         if step == at:

@@ -11,6 +11,8 @@ from helpers import parts
 from helpers.regression import (
     VALUES,
 )
+from mimkit.compose import TRAIN_SETTINGS
+from mimkit.errors import flag
 from mimkit.readouts import Fused
 from mimkit.training.loop import Train, parameter_groups
 
@@ -45,7 +47,7 @@ def test_warmup_may_start_above_zero():
     assert values.lr(10) == 0  # the cosine still ends at min_lr
 
 
-def test_drops_take_the_place_of_the_cosine():
+def test_milestones_take_the_place_of_the_cosine():
     """SimMIM's long run: warm-up, then the peak, a tenth of it from the first drop on, a hundredth from the second."""
     values = Train(epochs=10, batch_size=256, base_lr=1e-3, warmup_epochs=2, min_lr=1e-4, milestones=(6, 8.5))
     assert values.lr(1) == pytest.approx(5e-4)
@@ -55,7 +57,7 @@ def test_drops_take_the_place_of_the_cosine():
 
 def test_all_rates_follow_the_batch_alike():
     """One schedule, twice the batch: each rate is twice as high."""
-    for more in ({"min_lr": 1e-5, "warmup_lr": 1e-6}, {"drops": (7,), "warmup_lr": 1e-6}):
+    for more in ({"min_lr": 1e-5, "warmup_lr": 1e-6}, {"milestones": (7,), "warmup_lr": 1e-6}):
         one, two = (Train(epochs=10, batch_size=b, base_lr=1e-3, warmup_epochs=3, **more) for b in (128, 256))
         for epoch in (0, 1.5, 3, 5, 7, 9.75):
             assert two.lr(epoch) == pytest.approx(2 * one.lr(epoch), rel=1e-12)
@@ -77,8 +79,8 @@ def test_learning_rate_without_warmup_starts_at_the_peak():
         {"base_lr": math.inf},
         {"clip_grad": 0.0},
         {"clip_grad": -1.0},
-        {"ema": 1.0},
-        {"ema": -0.5},
+        {"ema_decay": 1.0},
+        {"ema_decay": -0.5},
         {"weight_decay": -0.05},
         {"min_lr": 1.0},
         {"min_lr": -1e-6},
@@ -92,7 +94,7 @@ def test_learning_rate_without_warmup_starts_at_the_peak():
 )
 def test_wrong_values_are_refused_by_flag(wrong):
     ((name, value),) = wrong.items()
-    with pytest.raises(ValueError, match=rf"--{name.replace('_', '-')} .*{value:g}"):
+    with pytest.raises(ValueError, match=rf"{flag(TRAIN_SETTINGS[name])} .*{value:g}"):
         replace(VALUES, **wrong)
 
 

@@ -11,6 +11,7 @@ from helpers import parts
 from mimkit.convert import export_timm
 from mimkit.convert.importing.importer import import_checkpoint
 from mimkit.grids import resize_positions, sincos_positions
+from mimkit.settings import ImportOptions
 from mimkit.sources import load_encoder, load_method
 
 SIZE = (64, 64)
@@ -41,12 +42,12 @@ def test_strict_names_what_does_not_fit(mae, tmp_path):
     more = {f"extra.{i}": torch.zeros(1) for i in range(7)}
     path = mae(without="blocks.1.mlp", more=more)
     with pytest.raises(ValueError, match="taken for MAE with its decoder") as refused:
-        import_checkpoint(path, tmp_path / "out.safetensors", **HEADS)
+        import_checkpoint(path, tmp_path / "out.safetensors", ImportOptions(**HEADS))
     assert "4 weights are missing (encoder.vit.blocks.1.mlp.fc1.bias, " in str(refused.value)
     assert "7 weights are left over (extra.0, extra.1, extra.2, extra.3, extra.4 ...)" in str(refused.value)
     assert not (tmp_path / "out.safetensors").exists()
 
-    report = import_checkpoint(path, tmp_path / "out.safetensors", strict=False, **HEADS)
+    report = import_checkpoint(path, tmp_path / "out.safetensors", ImportOptions(strict=False, **HEADS))
     assert len(report.missing) == 4
     assert report.left_over == tuple(more)
     assert not report.encoder_only
@@ -56,7 +57,7 @@ def test_strict_names_what_does_not_fit(mae, tmp_path):
 
 def test_an_incomplete_decoder_is_left_out(mae, tmp_path):
     path = mae(without="decoder_norm")
-    report = import_checkpoint(path, tmp_path / "out.safetensors", strict=False, **HEADS)
+    report = import_checkpoint(path, tmp_path / "out.safetensors", ImportOptions(strict=False, **HEADS))
     assert report.encoder_only
     load_encoder(tmp_path / "out.safetensors")
     with pytest.raises(ValueError, match="encoder only"):
@@ -65,14 +66,14 @@ def test_an_incomplete_decoder_is_left_out(mae, tmp_path):
 
 def test_a_file_that_lacks_what_shows_its_shape(mae, tmp_path):
     with pytest.raises(ValueError, match=r"taken for MAE with its decoder, lacks blocks\.0\.mlp\.fc1\.weight"):
-        import_checkpoint(mae(without="blocks.0.mlp"), tmp_path / "out.safetensors", **HEADS)
+        import_checkpoint(mae(without="blocks.0.mlp"), tmp_path / "out.safetensors", ImportOptions(**HEADS))
 
 
 def test_other_shapes(mae, tmp_path):
     path = mae(more={"norm.weight": torch.ones(47)})
     with pytest.raises(ValueError, match=r"encoder\.vit\.norm\.weight \(47,\), not \(48,\)"):
-        import_checkpoint(path, tmp_path / "out.safetensors", **HEADS)
-    report = import_checkpoint(path, tmp_path / "out.safetensors", strict=False, **HEADS)
+        import_checkpoint(path, tmp_path / "out.safetensors", ImportOptions(**HEADS))
+    report = import_checkpoint(path, tmp_path / "out.safetensors", ImportOptions(strict=False, **HEADS))
     assert report.missing == report.left_over == ("encoder.vit.norm.weight",)
 
 
@@ -86,22 +87,26 @@ def test_positions_that_no_decoder_of_ours_can_have(mae, tmp_path):
     ):
         path = mae(more=more)
         with pytest.raises(ValueError, match=f"MAE with its decoder: the decoder.*{reason}"):
-            import_checkpoint(path, tmp_path / "out.safetensors", **HEADS)
-        report = import_checkpoint(path, tmp_path / "out.safetensors", strict=False, **HEADS)
+            import_checkpoint(path, tmp_path / "out.safetensors", ImportOptions(**HEADS))
+        report = import_checkpoint(path, tmp_path / "out.safetensors", ImportOptions(strict=False, **HEADS))
         assert report.encoder_only
         assert report.missing == report.left_over == ("decoders.0.positions",)
     table[:, 1] = table[:, 0]
-    import_checkpoint(mae(more=registers | {"decoder_pos_embed": table}), tmp_path / "out.safetensors", **HEADS)
+    import_checkpoint(
+        mae(more=registers | {"decoder_pos_embed": table}), tmp_path / "out.safetensors", ImportOptions(**HEADS)
+    )
 
 
 def test_a_decoder_without_positions_has_the_usual_ones(mae, tmp_path):
-    import_checkpoint(mae(without="decoder_pos_embed"), tmp_path / "out.safetensors", **HEADS)
+    import_checkpoint(mae(without="decoder_pos_embed"), tmp_path / "out.safetensors", ImportOptions(**HEADS))
     (decoder,) = load_method(tmp_path / "out.safetensors").decoders
     assert torch.equal(decoder.positions, sincos_positions((4, 4), 32)[None])
 
 
 def test_settings_and_origin_are_written(mae, tmp_path):
-    report = import_checkpoint(mae(), tmp_path / "out.safetensors", recipe="pixmim", target="raw-pixels", **HEADS)
+    report = import_checkpoint(
+        mae(), tmp_path / "out.safetensors", ImportOptions(recipe="pixmim", target="raw-pixels", **HEADS)
+    )
     with safe_open(tmp_path / "out.safetensors", framework="pt") as file:
         metadata = file.metadata()
     request = json.loads(metadata["mimkit.request"])
@@ -118,7 +123,7 @@ def test_another_image_size(mae, tmp_path, sincos):
     """Fixed positions are made afresh, learned ones resized."""
     path = mae(sincos=sincos)
     before = torch.load(path, weights_only=True)["model"]["pos_embed"]
-    import_checkpoint(path, tmp_path / "out.safetensors", image_size=(96, 64), **HEADS)
+    import_checkpoint(path, tmp_path / "out.safetensors", ImportOptions(image_size=(96, 64), **HEADS))
     method = load_method(tmp_path / "out.safetensors")
     torch.testing.assert_close(method.decoders[0].positions, sincos_positions((6, 4), 32)[None], rtol=0, atol=1e-6)
     after = method.encoder.vit.pos_embed
@@ -135,7 +140,7 @@ def test_long_sequences(tmp_path):
     state = {name.replace("decoders.0.mask", "mask").replace("0.head", "0.pred"): v for name, v in state.items()}
     state = {name.replace("0.positions", "0.pos_embed"): v for name, v in state.items()}
     torch.save({"model": {name.replace("decoders.0.", "decoder_"): v for name, v in state.items()}}, tmp_path / "l.pth")
-    report = import_checkpoint(tmp_path / "l.pth", tmp_path / "out.safetensors", heads=3)
+    report = import_checkpoint(tmp_path / "l.pth", tmp_path / "out.safetensors", ImportOptions(heads=3))
     assert (report.recipe, report.image_size) == ("lsmae", (448, 448))
     assert load_method(tmp_path / "out.safetensors").mask.cell == 32
 
@@ -144,7 +149,7 @@ def test_learned_positions_are_resized_when_images_are_larger(tmp_path):
     """The name says that they are no sine-cosine ones; what is exported for timm does without that."""
     vit = parts.timm_vit("vit_tiny_patch16_224", size=SIZE)
     torch.save(vit.state_dict(), tmp_path / "timm.pth")
-    report = import_checkpoint(tmp_path / "timm.pth", tmp_path / "out.safetensors", heads=3)
+    report = import_checkpoint(tmp_path / "timm.pth", tmp_path / "out.safetensors", ImportOptions(heads=3))
     assert report.backbone.endswith(",num_heads=3,sincos=False)")
     encoder = load_encoder(tmp_path / "out.safetensors").encoder
     assert not encoder.sincos
@@ -154,38 +159,52 @@ def test_learned_positions_are_resized_when_images_are_larger(tmp_path):
     assert "sincos" not in arguments
 
 
-def test_an_encoder_outlives_its_recipe(mae, tmp_path):
-    """Of an encoder's file only the encoder must be what it was."""
-    path = tmp_path / "out.safetensors"
-    import_checkpoint(mae(without="decoder"), path, **HEADS)
-    for name, refused in (("decoder", False), ("encoder", True)):
-        with safe_open(path, framework="pt") as file:
-            request = json.loads(file.metadata()["mimkit.request"])
-        request["parts"][name] = "of another time"
+@pytest.fixture
+def with_part_of_another_time(mae, tmp_path):
+    """Writes an encoder's file in which one part is of a name that is not known, and gives the path."""
+    import_checkpoint(mae(without="decoder"), tmp_path / "out.safetensors", ImportOptions(**HEADS))
+
+    def make(name: str, **more):
+        with safe_open(tmp_path / "out.safetensors", framework="pt") as file:
+            request = json.loads(file.metadata()["mimkit.request"]) | more
+        request["parts"][name] = {"name": "OfAnotherTime", "values": {}}
         changed = tmp_path / "changed.safetensors"
-        save_file(load_file(path), changed, {"mimkit.request": json.dumps(request)})
-        if refused:
-            with pytest.raises(ValueError, match="encoder of another time, but recipe mae now has"):
-                load_encoder(changed)
-        else:
-            load_encoder(changed)
+        save_file(load_file(tmp_path / "out.safetensors"), changed, {"mimkit.request": json.dumps(request)})
+        return changed
+
+    return make
+
+
+def test_an_encoder_outlives_its_recipe(with_part_of_another_time):
+    """Of an encoder's file only the encoder must be what it was."""
+    with pytest.raises(ValueError, match="this version of mimkit has no OfAnotherTime"):
+        load_encoder(with_part_of_another_time("encoder"))
+    load_encoder(with_part_of_another_time("decoder"))
+
+
+def test_an_encoder_outlives_its_recipe_of_a_file(with_part_of_another_time, tmp_path):
+    (tmp_path / "mine.py").write_text("from mimkit.recipes import mae\n")
+    source = with_part_of_another_time("encoder", recipe="mine.py:mae")
+    with pytest.raises(ValueError, match=r"encoder OfAnotherTime, but recipe mine\.py:mae now has create_encoder"):
+        load_encoder(source, recipe=f"{tmp_path}/mine.py:mae")
+    load_encoder(with_part_of_another_time("decoder", recipe="mine.py:mae"), recipe=f"{tmp_path}/mine.py:mae")
 
 
 def test_half_precision_is_widened(mae, tmp_path):
     path = mae()
     content = torch.load(path, weights_only=True)
     torch.save({"model": {name: value.half() for name, value in content["model"].items()}}, path)
-    import_checkpoint(path, tmp_path / "out.safetensors", **HEADS)
+    import_checkpoint(path, tmp_path / "out.safetensors", ImportOptions(**HEADS))
     assert {value.dtype for value in load_method(tmp_path / "out.safetensors").state_dict().values()} == {torch.float32}
 
 
 def test_wrong_requests(mae, tmp_path):
     path, out = mae(), tmp_path / "out.safetensors"
     with pytest.raises(ValueError, match="--window is for Swin"):
-        import_checkpoint(path, out, window=7, **HEADS)
+        import_checkpoint(path, out, ImportOptions(window=7, **HEADS))
     with pytest.raises(ValueError, match="--mean and --std go together"):
-        import_checkpoint(path, out, mean=(0.5, 0.5, 0.5), **HEADS)
+        import_checkpoint(path, out, ImportOptions(mean=(0.5, 0.5, 0.5), **HEADS))
     with pytest.raises(ValueError, match="recipe 'mea' is unknown"):
-        import_checkpoint(path, out, recipe="mea", **HEADS)
+        import_checkpoint(path, out, ImportOptions(recipe="mea", **HEADS))
     with pytest.raises(ValueError, match="--decoder-heads"):
-        import_checkpoint(mae(more={"decoder_embed.weight": torch.zeros(20, 48)}), out, heads=3)
+        import_checkpoint(mae(more={"decoder_embed.weight": torch.zeros(20, 48)}), out, ImportOptions(heads=3))

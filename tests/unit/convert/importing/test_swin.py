@@ -2,13 +2,13 @@ import pytest
 
 from helpers.parts import shapes
 from mimkit.convert.importing import swin
-from mimkit.convert.importing.hints import Facts
-from mimkit.convert.rename import Options
+from mimkit.convert.importing.hints import Hints
+from mimkit.settings import ImportOptions
 
 
 @pytest.mark.parametrize("name", list(swin.NAMES))
 def test_published_swins_have_plain_names(name):
-    assert swin.describe_swin(shapes(name), Facts(), Options()) == (name, (224, 224))
+    assert swin.describe_swin(shapes(name), Hints(), ImportOptions()) == (name, (224, 224))
 
 
 @pytest.mark.parametrize(
@@ -22,4 +22,4 @@ def test_published_swins_have_plain_names(name):
 )
 def test_image_size_of_swin_shows_in_its_last_window(name, size, window, expected):
     state = shapes(name, img_size=size, window_size=window)
-    assert swin.describe_swin(state, Facts(), Options()) == (expected, (size, size))
+    assert swin.describe_swin(state, Hints(), ImportOptions()) == (expected, (size, size))

@@ -9,8 +9,8 @@ import pytest
 from helpers.servers import ShardServer
 from helpers.shards import tars
 from mimkit.data import Cache, DataUnreachable, find_images
-from mimkit.data.shards.prefetch import Fetched, Source
-from mimkit.data.shards.urls import patiently, remote_files
+from mimkit.data.shards.prefetch import FetchedFiles, RemoteFiles
+from mimkit.data.shards.urls import remote_files, with_retries
 
 pytest.importorskip("aiohttp")
 pytestmark = [
@@ -24,22 +24,22 @@ def test_the_bound_is_kept_and_what_is_in_use_stays(server: ShardServer, cache: 
     files = remote_files(f"{server.url}/train-{{000..003}}.tar")
     sizes = [file.size for file in files]
     small = Cache(cache.folder, sum(sizes[:3]))
-    first, other = Fetched(Source(files, small)), Fetched(Source(files, small))
+    first, other = FetchedFiles(RemoteFiles(files, small)), FetchedFiles(RemoteFiles(files, small))
     first.file(0)
     for number in (1, 2, 3, 1, 2, 3):
-        other.expect([number], [])
+        other.prefetch([number], [])
         other.file(number)
         assert sum(path.stat().st_size for path in tars(small)) <= small.limit
-        assert (small.folder / first.source.name(0)).exists()
-    first.expect([], [])
-    other.expect([], [])
+        assert (small.folder / first.remote.name(0)).exists()
+    first.prefetch([], [])
+    other.prefetch([], [])
     other.file(1)
     other.file(2)
     other.file(3)
-    assert not (small.folder / first.source.name(0)).exists()
+    assert not (small.folder / first.remote.name(0)).exists()
     # Where what is in use is more than the bound, it stays all the same.
     tight = Cache(cache.folder / "tight", sizes[0])
-    both = Fetched(Source(files, tight))
+    both = FetchedFiles(RemoteFiles(files, tight))
     data = [both.read(number, 0, sizes[number]) for number in range(4)]
     assert data == [both.read(number, 0, sizes[number]) for number in range(4)]
     assert len(tars(tight)) == 4
@@ -50,7 +50,7 @@ def test_what_a_killed_process_left_is_cleared_away(server: ShardServer, cache: 
     cache.folder.mkdir()
     for name in (f"{files[0].key}.tar.{files[0].size}", f"{'0' * 32}.tar.5", f"{files[0].key}.tar.1"):
         (cache.folder / f"{name}.unfinished").write_bytes(b"half")
-    Fetched(Source(files, cache)).file(0)
+    FetchedFiles(RemoteFiles(files, cache)).file(0)
     assert [path.name for path in cache.folder.iterdir() if path.is_file()] == [f"{files[0].key}.tar"]
 
 
@@ -63,10 +63,10 @@ def test_a_full_disk(server: ShardServer, cache: Cache, monkeypatch: pytest.Monk
 
     with monkeypatch.context() as patch:
         patch.setattr("mimkit.data.shards.cache.flush", full)
-        with pytest.raises(DataUnreachable, match=r"cannot be kept in .*cache: no space left on device"):
+        with pytest.raises(DataUnreachable, match=r"cannot be stored in .*cache: no space left on device"):
             images.content(0)
     with pytest.raises(OSError, match="No space left"):  # not tried again
-        patiently(full, "a file", (1000,))
+        with_retries(full, "a file", (1000,))
     assert not [path for path in cache.folder.iterdir() if path.is_file()]
     assert len(images.content(0)) > 1000
 

@@ -83,7 +83,7 @@ def test_the_index_is_kept_for_good(local: Path, server: ShardServer, cache: Cac
     url = f"{server.url}/train-{{000..003}}.tar"
     first = find_images(url, cache)
     assert "4 shards" in (said := capfd.readouterr().err)
-    assert "have no index beside them: each is read through, this once" in said
+    assert "have no index beside them: reading each once to build it" in said
     server.gets.clear()
     assert find_images(url, cache).fingerprint() == first.fingerprint()
     for path in tars(cache):
@@ -121,7 +121,7 @@ def test_an_index_of_another_shard_is_noticed(tmp_path: Path, cache: Cache) -> N
     assert tar.stat().st_size == size_before
     with serving(root) as server:
         images = find_images(f"{server.url}/train-000.tar", cache)
-        with pytest.raises(DataUnreachable, match=r"the index that lies beside http.*train-000\.tar is of another"):
+        with pytest.raises(DataUnreachable, match=r"the index published beside http.*train-000\.tar is of another"):
             images.content(0)
 
 

@@ -10,7 +10,7 @@ import pytest
 from helpers.servers import ShardServer
 from helpers.shards import batches, tars
 from mimkit.data import Cache, find_images
-from mimkit.data.shards.prefetch import Fetched, Source
+from mimkit.data.shards.prefetch import FetchedFiles, RemoteFiles
 from mimkit.data.shards.urls import remote_files
 
 pytest.importorskip("aiohttp")
@@ -48,7 +48,7 @@ def test_each_shard_comes_once_and_ahead_of_its_window(
 
 
 def fetch_all(files: list, folder: Path, ready) -> None:
-    fetched = Fetched(Source(files, Cache(folder, 10**9)))
+    fetched = FetchedFiles(RemoteFiles(files, Cache(folder, 10**9)))
     ready.wait()
     for number in range(len(files)):
         assert fetched.read(number, 0, 7) == b"%d-0.png" % number
