@@ -3,7 +3,7 @@ import pytest
 import torch
 from tiny import TINY
 
-from mimkit.backbones.lean_block import spare_memory
+from mimkit.backbones.lean_block import use_lean_blocks
 from mimkit.compose import compose
 from mimkit.masks import RandomMask
 from mimkit.recipes import build as build_method
@@ -18,7 +18,7 @@ def test_predicting_the_scored_cells_only_changes_nothing_else(tmp_path, recipe,
     composed = compose(recipe, settings)
     method = build.perturb(build_method(composed)).train()
     if lean:
-        spare_memory(method)
+        use_lean_blocks(method)
     images = build.images(3, composed.image_size, 3)
     mask = RandomMask(ratio=0.75, scored=scored).sample(torch.arange(3), composed.image_size, method.encoder.cell)
     outputs, gradients = [], []

@@ -82,7 +82,7 @@ def recompute_linear(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
 
 
-def spare_memory(model: nn.Module) -> None:
+def use_lean_blocks(model: nn.Module) -> None:
     """Put lean blocks in place of all plain ones."""
     for module in list(model.modules()):
         for name, child in module.named_children():

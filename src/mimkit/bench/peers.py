@@ -75,9 +75,9 @@ def peer(name: str) -> nn.Module:
 
 def refuse_unequal(recipe: str, composed: Recipe, backbone: str) -> None:
     """Raise ValueError where the peers would do other work than the recipe."""
-    asked = (recipe, backbone, composed.image_size, composed.channels)
+    requested = (recipe, backbone, composed.image_size, composed.channels)
     same = ("mae", "vit_base_patch16_224", (SIDE, SIDE), 3)
-    if asked != same:
+    if requested != same:
         what = ("--recipe", "--backbone", "--image-size", "channels")
-        flag, value, wanted = next(z for z in zip(what, asked, same, strict=True) if z[1] != z[2])
+        flag, value, wanted = next(z for z in zip(what, requested, same, strict=True) if z[1] != z[2])
         raise ValueError(f"--peers are made for {flag} {wanted}, not {value}")

@@ -194,9 +194,9 @@ def measure(
     works: dict[str, Callable[[], object]] = {}
     rows: list[dict[str, Any]] = []
     for case in cases:
-        works[case.name], facts = prepare(case)
+        works[case.name], row = prepare(case)
         if equal and case.recipe not in PEERS:
-            refuse_unequal(case.recipe, compose(case.recipe, case.settings), facts["backbone"])
+            refuse_unequal(case.recipe, compose(case.recipe, case.settings), row["backbone"])
         rows.append(
             {
                 "case": case.name,
@@ -205,7 +205,7 @@ def measure(
                 "mode": case.mode,
                 "recompute": case.recompute,
             }
-            | facts
+            | row
         )
     products = {case.precision: MatrixProduct(torch.device(case.device), case.precision) for case in cases}
     seconds = alternate(works | {f"product {p}": work for p, work in products.items()}, rounds, clock)
@@ -238,21 +238,21 @@ def as_table(result: dict[str, Any]) -> str:
 
 
 def prepare(case: Case, *, count: bool = True) -> tuple[Callable[[], None], dict[str, Any]]:
-    """The case's step as a function without arguments, and its facts: encoder, parameters, and a step's operations,
+    """The case's step as a function without arguments, and its row: encoder, parameters, and a step's operations,
     which are counted in an eager step before.
     """
     device = torch.device(case.device)
     composed = compose("mae" if case.recipe in PEERS else case.recipe, case.settings)
-    facts: dict[str, Any] = {}
+    row: dict[str, Any] = {}
     if case.recipe in PEERS:
         model = peer(case.recipe)
     else:
         model = build(composed)
         tune(model, device, case.precision)
-        facts["backbone"] = model.encoder.name
-        facts["encoder"] = "dense" if model.encoder.complete else "visible"
-    facts["image_size"] = list(composed.image_size)
-    facts["parameters"] = count_parameters(model, trainable_only=True)
+        row["backbone"] = model.encoder.name
+        row["encoder"] = "dense" if model.encoder.complete else "visible"
+    row["image_size"] = list(composed.image_size)
+    row["parameters"] = count_parameters(model, trainable_only=True)
     for_training(model, device, case.precision)
     images = torch.randn(case.batch_size, composed.channels, *composed.image_size, device=device)
 
@@ -272,7 +272,7 @@ def prepare(case: Case, *, count: bool = True) -> tuple[Callable[[], None], dict
         with FlopCounterMode(display=False) as counter:
             gradients()
         model.zero_grad(set_to_none=True)
-        facts["tflop"] = counter.get_total_flops() / 1e12
+        row["tflop"] = counter.get_total_flops() / 1e12
     prepare_blocks(model, compiled=case.mode == "compile", recomputed=case.recompute)
     if case.mode == "graphs":
         model.compile(mode="reduce-overhead", dynamic=False)
@@ -285,7 +285,7 @@ def prepare(case: Case, *, count: bool = True) -> tuple[Callable[[], None], dict
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    return step, facts
+    return step, row
 
 
 class MatrixProduct:
@@ -298,8 +298,8 @@ class MatrixProduct:
     def __init__(self, device: torch.device, precision: Precision) -> None:
         self.device = device
         side, self.times = (8192, 10) if device.type == "cuda" else (2048, 3)
-        number = torch.float32 if precision == "fp32" else torch.bfloat16
-        self.left, self.right = (torch.randn(side, side, device=device, dtype=number) for _ in range(2))
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        self.left, self.right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         self.flop = 2 * side**3 * self.times
 
     def __call__(self) -> None:

@@ -22,7 +22,7 @@ from mimkit.sources import load_encoder
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-4
-MOST_BYTES = 2**31 - 2**20  # of one file; the rest is for the graph
+MAX_BYTES = 2**31 - 2**20  # of one file; the rest is for the graph
 
 
 class FeaturesAndTokens(nn.Module):
@@ -61,7 +61,7 @@ def export_onnx(
     beside = card_beside(out)
     encoder = load_encoder(source, image_size=image_size, recipe=recipe)
     size = sum(value.numel() * value.element_size() for value in encoder.state_dict().values())
-    if size > MOST_BYTES:
+    if size > MAX_BYTES:
         raise ValueError(f"{source} has {size / 2**30:.1f} GiB of weights, and an ONNX file holds at most 2")
     content = to_onnx(encoder)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -79,7 +79,7 @@ def convert_encoder(encoder: Encoder) -> TransformersModel:
         return convert_swin(model, encoder)
     if type(model) is not VisionTransformer:
         raise NotRepresentable(f"it is a {type(model).__name__}; of encoders, plain ViT and Swin have one")
-    config, weights = vit_parts(model, encoder)
+    config, weights = vit_config_and_weights(model, encoder)
     return TransformersModel(config={"architectures": ["ViTModel"], "model_type": "vit", **config}, weights=weights)
 
 
@@ -104,7 +104,7 @@ def convert_method(method: Method) -> TransformersModel:
     encoder, mask = method.encoder, method.mask
     if not isinstance(encoder, VisibleViT) or encoder.mask_token is not None:
         raise NotRepresentable("its encoder is no ViT that computes on visible tokens alone")
-    encoder_config, encoder_weights = vit_parts(encoder.vit, encoder)
+    encoder_config, encoder_weights = vit_config_and_weights(encoder.vit, encoder)
     require(encoder_config["qkv_bias"], "its queries, keys and values have no bias, as the decoder's have")
     require(encoder.image_size[0] == encoder.image_size[1], f"its images of {encoder.image_size} are not square")
     target, readout = method.target, type(method.readout).__name__
@@ -146,7 +146,7 @@ def ratio_that_hides(hidden: int, cells: int, *, near: float) -> float:
     return near if cells - int(cells * (1 - near)) == hidden else (hidden - 0.5) / cells
 
 
-def vit_parts(vit: VisionTransformer, encoder: Encoder) -> tuple[dict[str, Any], Weights]:
+def vit_config_and_weights(vit: VisionTransformer, encoder: Encoder) -> tuple[dict[str, Any], Weights]:
     """Configuration and weights that ViT and ViTMAE have in common.
 
     Raises:

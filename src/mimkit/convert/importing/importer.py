@@ -46,7 +46,7 @@ TRANSLATIONS: dict[Format, Callable[[Weights, Hints, ImportOptions], Translation
 
 
 DEFAULT_OPTIONS = ImportOptions()
-PREFIX = ("encoder.vit.cls_token", "encoder.vit.reg_token")
+PREFIX_TOKENS = ("encoder.vit.cls_token", "encoder.vit.reg_token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +240,7 @@ def place_decoder_positions(
     Raises:
         ValueError: strict, and a decoder cannot have such.
     """
-    prefix = sum(weights[name].shape[1] for name in PREFIX if name in weights)
+    prefix = sum(weights[name].shape[1] for name in PREFIX_TOKENS if name in weights)
     for level, (old, new) in enumerate(grids):
         name = f"decoders.{level}.positions"
         if name not in weights and name in expected:

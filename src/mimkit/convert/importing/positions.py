@@ -93,14 +93,14 @@ def place_positions(weights: Weights, decoder: str, grid: Grid, new_grid: Grid, 
     table = weights[name].float()
     count, grid = grid_of(table.shape[1], prefix, grid)
     rows, cells = table.split((count, table.shape[1] - count), dim=1)
-    placed = dict(weights)
+    result = dict(weights)
     if rows.any():
         if not torch.equal(rows, rows[:, :1].expand_as(rows)):
             raise ValueError(f"the decoder's {count} class tokens have different positions, and ours have none")
         cells = cells - rows[:, :1]
         for moved in (f"{decoder}.embed.bias", f"{decoder}.mask_token"):
-            placed[moved] = weights[moved].float() + rows[0, 0]
-    return placed | {name: positions_for(new_grid, grid, cells)}
+            result[moved] = weights[moved].float() + rows[0, 0]
+    return result | {name: positions_for(new_grid, grid, cells)}
 
 
 def grid_of(rows: int, prefix: int, grid: Grid) -> tuple[int, Grid]:

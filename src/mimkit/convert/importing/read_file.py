@@ -56,7 +56,7 @@ class Node:
         return OrderedDict()
 
 
-def forgotten(*_: Any) -> None:
+def discarded(*_: Any) -> None:
     """A stand-in for a function whose result nobody needs."""
 
 
@@ -65,12 +65,12 @@ STAND_INS: list[Any] = [
     (Node, "yacs.config.CfgNode"),
     (Values, "numpy.dtype"),
     (Values, "numpy.ndarray"),
-    (forgotten, "numpy.core.multiarray.scalar"),
-    (forgotten, "numpy._core.multiarray.scalar"),
+    (discarded, "numpy.core.multiarray.scalar"),
+    (discarded, "numpy._core.multiarray.scalar"),
     (Values, "numpy.core.multiarray._reconstruct"),
     (Values, "numpy._core.multiarray._reconstruct"),
     (Values, "mmengine.logging.history_buffer.HistoryBuffer"),
-    (forgotten, "builtins.getattr"),  # of HistoryBuffer's methods
+    (discarded, "builtins.getattr"),  # of HistoryBuffer's methods
     (Values, "pathlib.PosixPath"),
     (Values, "pathlib._local.PosixPath"),
 ]
@@ -114,11 +114,11 @@ def read_folder(path: Path) -> CheckpointFile:
     index = path / "model.safetensors.index.json"
     if index.is_file():
         named = read_json(index).get("weight_map")
-        parts = sorted({Path(name).name for name in named.values()}) if isinstance(named, dict) else []
-        missing = [part for part in parts if not (path / part).is_file()]
+        shards = sorted({Path(name).name for name in named.values()}) if isinstance(named, dict) else []
+        missing = [shard for shard in shards if not (path / shard).is_file()]
         if missing:
-            raise ValueError(f"{path} lacks {missing[0]}, one of {len(parts)} files that {index.name} names")
-        weights = {name: value for part in parts for name, value in read_safetensors(path / part).items()}
+            raise ValueError(f"{path} lacks {missing[0]}, one of {len(shards)} files that {index.name} names")
+        weights = {name: value for shard in shards for name, value in read_safetensors(path / shard).items()}
     elif (path / "model.safetensors").is_file():
         weights = read_safetensors(path / "model.safetensors")
     elif (path / "pytorch_model.bin").is_file():
