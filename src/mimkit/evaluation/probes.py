@@ -1,4 +1,4 @@
-"""What frozen features are worth: nearest neighbours and a linear classifier with labels, spectra without.
+"""Quality of frozen features: k nearest neighbours and a linear probe with labels, the spectrum without.
 
 Shapes: N M images, D width of a feature, L classes.
 """

@@ -16,8 +16,8 @@ from mimkit.files import write_bytes
 from mimkit.image_encoder import ImageEncoder
 from mimkit.sources import load_encoder, read_source
 
-# How timm's families give the features that mimkit reads out, simple ways first: they name final norms differently,
-# put them behind the pooling, lay tokens out differently, or go on behind the last block.
+# Expressions that give mimkit's features from timm's families, simple ones first: families differ in the name of the
+# final norm, in whether it follows the pooling, in the layout of tokens, and in what follows the last block.
 READOUTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "model.forward_features(images)[:, model.num_prefix_tokens:].mean(dim=1)": lambda model, images: (
         model.forward_features(images)[:, model.num_prefix_tokens :].mean(dim=1)
@@ -57,7 +57,7 @@ def export_timm(
 
     Args:
         source: a run folder, a file of ours, timm:NAME or random:NAME.
-        out: file to write; the card stands beside it.
+        out: file to write; the card is written beside it.
         image_size: (H, W) for timm:NAME and random:NAME.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
 
@@ -75,7 +75,7 @@ def export_timm(
     name, own = parse_name(encoder.encoder.name)
     own.pop("sincos", None)  # not an argument of timm's
     arguments = {"model_name": name, **own, "in_chans": encoder.encoder.channels, "num_classes": 0}
-    arguments = json.loads(json.dumps(arguments))  # as the file will say it, where tuples are lists
+    arguments = json.loads(json.dumps(arguments))  # as stored in the file: tuples become lists
     arguments, model = find_arguments(arguments, list(encoder.image_size), weights)
     readout = find_readout(model, encoder)
     metadata = {
@@ -98,7 +98,7 @@ def export_timm(
 def find_arguments(
     arguments: dict[str, Any], image_size: list[int], weights: dict[str, Tensor]
 ) -> tuple[dict[str, Any], Any]:
-    """The arguments with which `timm.create_model` makes a model that takes these weights strictly, and that model.
+    """The arguments with which `timm.create_model` makes a model that loads these weights strictly, and that model.
 
     Raises:
         ValueError: none do.
@@ -138,7 +138,7 @@ def find_readout(model: Any, encoder: ImageEncoder) -> str:
 
 
 def as_call_arguments(arguments: dict[str, Any]) -> str:
-    """Keyword arguments as they are written in a call."""
+    """Keyword arguments as written in a call."""
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
@@ -146,8 +146,8 @@ def export_safetensors(source: str | Path, out: Path, *, recipe: str | None = No
     """The whole method, decoder included, as one file that `load_method` and every SOURCE takes, and its model card.
 
     Args:
-        source: a run folder or a file of ours; of an imported encoder there is no more than that.
-        out: file to write; the card stands beside it.
+        source: a run folder or a file of ours; an imported encoder has no decoder.
+        out: file to write; the card is written beside it.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
 
     Raises:
@@ -157,7 +157,7 @@ def export_safetensors(source: str | Path, out: Path, *, recipe: str | None = No
     request, weights = read_source(Path(source))
     encoder = load_encoder(source, recipe=recipe)
     origin = origin_of(source)
-    request["settings"]["data"] = ""  # whose folder it was is nobody's business
+    request["settings"]["data"] = ""  # the user's path is not published
     request["recipe"] = own_name(request["recipe"])
     metadata = {"mimkit.request": json.dumps(request), "mimkit.origin": json.dumps(origin)}
     more = f', recipe="{request["recipe"]}"' if ":" in request["recipe"] else ""

@@ -52,7 +52,7 @@ SWIN_EPSILON = 1e-5  # transformers has no other for the norms of stem and mergi
 
 
 class NotRepresentable(Exception):
-    """What a model has, and transformers' class has not."""
+    """A property of a model that transformers' class does not have."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,7 +72,7 @@ def convert_encoder(encoder: Encoder) -> TransformersModel:
     """ViTModel (without its pooler) or SwinModel.
 
     Raises:
-        NotRepresentable: neither is like it.
+        NotRepresentable: it is neither.
     """
     model = model_of(encoder)
     if isinstance(model, SwinTransformer):
@@ -99,7 +99,7 @@ def convert_method(method: Method) -> TransformersModel:
     """ViTMAEForPreTraining, which gives the same loss for the same mask.
 
     Raises:
-        NotRepresentable: the method is not MAE as it is there.
+        NotRepresentable: the method is not MAE as transformers has it.
     """
     encoder, mask = method.encoder, method.mask
     if not isinstance(encoder, VisibleViT) or encoder.mask_token is not None:
@@ -155,7 +155,7 @@ def vit_config_and_weights(vit: VisionTransformer, encoder: Encoder) -> tuple[di
     stem: Any = vit.patch_embed.stem if isinstance(vit.patch_embed, MaskedStem) else vit.patch_embed
     require(isinstance(vit.norm_pre, nn.Identity), "it has a norm before its blocks")
     require_plain_stem(stem)
-    require(isinstance(stem.norm, nn.Identity), "it has a norm behind its patch embedding")
+    require(isinstance(stem.norm, nn.Identity), "it has a norm after its patch embedding")
     require(vit.cls_token is not None, "it has no class token")
     require(vit.reg_token is None, f"it has register tokens, {vit.num_reg_tokens} of them")
     epsilon = epsilon_of(vit.norm)
@@ -234,7 +234,7 @@ def convert_swin(swin: SwinTransformer, encoder: Encoder) -> TransformersModel:
             name = ".".join([layers, str(int(stage_index) - 1), *rest])
         moved[name] = value
     for name, module in swin.named_modules():
-        if isinstance(module, WindowAttention):  # versions before 5 want these indices; others make them afresh
+        if isinstance(module, WindowAttention):  # versions before 5 want these indices; others compute them
             moved[f"{name}.relative_position_index"] = module.relative_position_index.clone()
     return TransformersModel(config=config, weights=rename(rename(split(moved, "self"), BLOCKS), AROUND))
 
@@ -278,7 +278,7 @@ def epsilon_of(norm: nn.Module) -> float:
     """What a LayerNorm adds to the variance.
 
     Raises:
-        NotRepresentable: it is none, or has no weights.
+        NotRepresentable: it is not one, or has no weights.
     """
     if isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None:
         return norm.eps
@@ -288,7 +288,7 @@ def epsilon_of(norm: nn.Module) -> float:
 
 
 def require(is_like: bool, difference: str) -> None:
-    """Raises NotRepresentable where it is not."""
+    """Raises NotRepresentable with the difference, unless the model is like transformers' class."""
     if not is_like:
         raise NotRepresentable(difference)
 
@@ -300,13 +300,15 @@ def side_or_sides(encoder: Encoder) -> int | list[int]:
 
 
 def split(weights: Weights, name: str) -> Weights:
-    """The weights with query, key and value apart, under `attention.{name}`."""
+    """The weights with separate query, key and value, under `attention.{name}`."""
     apart = {}
     for path, value in weights.items():
         block, qkv, kind = path.partition(".attn.qkv.")
         if qkv:
             for part, rows in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                apart[f"{block}.attention.{name}.{part}.{kind}"] = rows.clone()  # of a file's tensors none may overlap
+                apart[f"{block}.attention.{name}.{part}.{kind}"] = (
+                    rows.clone()
+                )  # safetensors refuses overlapping tensors
         else:
             apart[path] = value
     return apart

@@ -1,4 +1,4 @@
-"""Tables of positions: relative ones from one attention window to another, decoders' as ours have them.
+"""Tables of positions: relative ones resized to another window, decoders' in the form of ours.
 
 Shapes: w side of a window in tokens, R = (2w − 1)² + P rows of a table, P prefix rows, n heads; N cells, E width.
 """
@@ -30,14 +30,14 @@ def window_of(rows: int) -> tuple[int, int]:
 def resize_relative_bias(table: Tensor, old_window: int, new_window: int, prefix_rows: int = 0) -> Tensor:
     """A table [R, n] for another window, as BEiT and SimMIM do it when they fine-tune at another size.
 
-    Seen as a (2w − 1)² image for each head, the old values are laid out at distances that grow geometrically, so that
-    near neighbours keep theirs and the farthest ones reach the new window's edge; a bicubic spline through them is
-    read at the new window's whole distances. Prefix rows (of the class token) stay as they are.
+    For each head the table is a (2w − 1)² image. Its values are placed at distances that grow geometrically, so that
+    near neighbours keep their values and the farthest ones reach the new window's edge; a bicubic spline through them
+    is evaluated at the new window's integer distances. Prefix rows (of the class token) stay as they are.
 
     Args:
         table: [(2·old_window − 1)² + prefix_rows, n].
         old_window, new_window: sides in tokens.
-        prefix_rows: rows at the end of the table that are no pair of grid tokens.
+        prefix_rows: rows at the end of the table that are not about pairs of grid tokens.
 
     Raises:
         ValueError: the table has another number of rows, or a window has less than two tokens.
@@ -74,16 +74,16 @@ def geometric_distances(steps: int, reach: int) -> np.ndarray:
 
 
 def place_positions(weights: Weights, decoder: str, grid: Grid, new_grid: Grid, prefix: int) -> Weights:
-    """The weights with a decoder's table [1, N, E] or [1, P + N, E] as ours has it: [1, N, E], on another grid.
+    """The weights with a decoder's table [1, N, E] or [1, P + N, E] in the form of ours: [1, N, E], on another grid.
 
-    With us prefix tokens have position zero. Where theirs is another, all tokens are moved by it: the embedding's bias
-    and the mask token take it up, and the cells' positions give it back. Every sum, and so every gradient, stays.
+    Our prefix tokens have position zero. A checkpoint's other position is added to the embedding's bias and the mask
+    token, and subtracted from the cells' positions: every sum, and so every gradient, is unchanged.
 
     Args:
         weights: by our names.
-        decoder: what the names of its weights begin with.
+        decoder: prefix of the names of its weights.
         grid: (h, w) that the table is for, unless only a square fits.
-        new_grid: that it shall be for.
+        new_grid: to resize it to.
         prefix: how many prefix tokens there are.
 
     Raises:
