@@ -193,7 +193,7 @@ class CrossDecoder(nn.Module):
         values: what to predict for each cell.
         grid: the latent's, for which it is built; others work (`positions_for`).
         out_grid: the predictions', which must be the same.
-        complete: the latent has all its tokens, which leaves nothing to ask.
+        complete: the latent has all its tokens, which leaves nothing to predict.
         width, depth, heads: of its blocks.
         eps: of its LayerNorms.
 
@@ -237,7 +237,7 @@ class CrossDecoder(nn.Module):
     def forward(self, latent: Latent, mask: Mask | None = None) -> Tensor:
         """One latent to [B, h, w, values] on its grid.
 
-        Asked for are the cells that the mask scores, where it scores some only, and all others are zero; else all
+        Predicted are the cells that the mask scores, where it scores some only, and all others are zero; else all
         cells of the grid, hidden and visible.
 
         Raises:

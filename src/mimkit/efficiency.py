@@ -1,18 +1,18 @@
-"""Which number format a device computes fast in, and how a model is best computed in it."""
+"""The same results in less time and memory: lean blocks, the faster attention, predictions of scored cells only."""
 
 import torch
 from timm.layers import Attention
 from torch import nn
 
-from mimkit.backbones.lean_block import spare_memory
+from mimkit.backbones.lean_block import use_lean_blocks
 from mimkit.decoders import TransformerDecoder
 from mimkit.training.precision import Precision
 
 
 def tune(model: nn.Module, device: torch.device, precision: Precision) -> None:
-    """Have training computed as is best there: attention the faster way, blocks that keep less, no idle predictions."""
+    """Choose how a device trains a model: attention, blocks that keep less, predictions of scored cells only."""
     tune_attention(model, device, precision)
-    spare_memory(model)
+    use_lean_blocks(model)
     for module in model.modules():
         if isinstance(module, TransformerDecoder):
             module.scored_only = True

@@ -110,7 +110,7 @@ def put(rows: Tensor, ids: Tensor | None, grid: Grid, fill: Tensor | None = None
 
 
 def positions_for(grid: Grid, built: Grid, table: Tensor) -> Tensor:
-    """The table [1, N, D] that was built for one grid, on another: sine-cosine made afresh, any other resized."""
+    """The table [1, N, D] that was built for one grid, on another: sine-cosine computed anew, any other resized."""
     if grid != built and is_sincos(table, built):
         return sincos_positions(grid, table.shape[2]).to(table)[None]
     return resize_positions(table, built, grid)

@@ -20,7 +20,7 @@ PLAIN_SCALES = (0.25, 0.5, 1, 2)  # LocalMIM's cells over a plain transformer's:
 
 
 class Readout(nn.Module, ABC):
-    """Names the taps it wants, and turns their latents into the levels to decode.
+    """Selects taps of the encoder, and turns their latents into the levels to decode.
 
     Attributes:
         taps: of the encoder.
@@ -37,7 +37,7 @@ class Readout(nn.Module, ABC):
         """One un-normed latent per tap, and the encoder's final norm, to one latent per level."""
 
     def scalars(self) -> dict[str, float]:
-        """What the log should follow over the run, by name."""
+        """Numbers to log during the run, by name."""
         return {}
 
 
@@ -74,7 +74,7 @@ class Fused(Readout):
         projection: of the shallow taps: a linear layer each, as published; "mlp" two with GELU between; None leaves
             them as they are (the pilot study).
         fusion: "average" by softmax weights, as published; "attention" lets each token of the last tap attend to the
-            same token in all taps, and adds what it finds.
+            same token in all taps, and adds the result.
 
     Raises:
         ValueError: the taps differ in width or grid.
@@ -125,7 +125,7 @@ class Fused(Readout):
 
 
 class TapAttention(nn.Module):
-    """Each token of the last tap attends to the same token in all taps; what it finds is added to it.
+    """Each token of the last tap attends to the same token in all taps; the result is added to it.
 
     Args:
         dim: width; heads have 64 channels where that divides it.
@@ -136,16 +136,16 @@ class TapAttention(nn.Module):
         self.heads = dim // 64 if dim % 64 == 0 else 1
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
         init_like_mae(self)
-        nn.init.zeros_(self.out.weight)  # begins as the last tap alone
+        nn.init.zeros_(self.out.weight)  # at first the result is the last tap alone
 
     def forward(self, taps: list[Tensor]) -> Tensor:
-        """T taps [B, K, D], the last one asking, to [B, K, D]."""
+        """T taps [B, K, D], the last one as query, to [B, K, D]."""
         deepest = taps[-1]
         stacked = torch.stack(taps, dim=2)
         query = self.query(deepest).unflatten(-1, (self.heads, 1, -1))  # [B, K, heads, 1, d]
         key, value = (f(stacked).unflatten(-1, (self.heads, -1)).transpose(2, 3) for f in (self.key, self.value))
-        found = nn.functional.scaled_dot_product_attention(query, key, value)
-        return deepest + self.out(found.flatten(2))
+        attended = nn.functional.scaled_dot_product_attention(query, key, value)
+        return deepest + self.out(attended.flatten(2))
 
 
 class FusedHierarchical(Readout):
@@ -275,7 +275,8 @@ def weighted_sum(weights: Tensor, values: list[Tensor]) -> Tensor:
 def fusion_weights(weights: Tensor, taps: Sequence[int]) -> dict[str, float]:
     """The softmax of fusion weights, for the log."""
     return {
-        f"fusion/block_{tap}": share for tap, share in zip(taps, weights.detach().softmax(dim=0).tolist(), strict=True)
+        f"fusion/block_{tap}": weight
+        for tap, weight in zip(taps, weights.detach().softmax(dim=0).tolist(), strict=True)
     }
 
 

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from helpers import parts
 from helpers.tiny import TINY
 from mimkit.backbones import Latent
-from mimkit.backbones.lean_block import spare_memory
+from mimkit.backbones.lean_block import use_lean_blocks
 from mimkit.compose import compose
 from mimkit.decoders import CrossDecoder, LinearDecoder, TransformerDecoder
 from mimkit.grids import resize_positions, sincos_positions, unpatchify
@@ -262,7 +262,7 @@ def test_predicting_the_scored_cells_only_changes_nothing_else(tmp_path, recipe,
     composed = compose(recipe, settings)
     method = parts.perturb(build_method(composed)).train()
     if lean:
-        spare_memory(method)
+        use_lean_blocks(method)
     images = parts.images(3, composed.image_size, 3)
     mask = parts.draw(RandomMask(ratio=0.75, scored=scored), torch.arange(3), composed.image_size, method.encoder.cell)
     outputs, gradients = [], []

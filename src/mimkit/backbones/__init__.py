@@ -1,4 +1,4 @@
-"""Encoders: backbones behind one small protocol."""
+"""Encoders: backbones with one small protocol."""
 
 from mimkit.backbones.conv import ConvMAE
 from mimkit.backbones.dense import DenseEncoder

@@ -32,7 +32,7 @@ class ConvMAE(Encoder):
 
     Args:
         name: as `create_encoder` takes it.
-        image_size: (H, W) it is built for; for others the fixed sine-cosine positions are made afresh.
+        image_size: (H, W) it is built for; for others the fixed sine-cosine positions are computed anew.
         channels: image channels.
         dims: widths of the three stages.
         depths: their numbers of blocks.
@@ -40,7 +40,7 @@ class ConvMAE(Encoder):
         drop_path: stochastic depth of the last block; it rises linearly from 0 at the first.
         multi_scale: for pre-training, project the outputs of both convolution stages to the last width, and add them
             to the last tap of masked images, for the decoder. Downstream uses read out unmasked images, where nothing
-            is added and these projections lie idle.
+            is added and these projections are not used.
 
     Raises:
         ValueError: the size is no multiple of 16 pixels, the last width none of 4 or of the heads, or stages are
@@ -147,7 +147,7 @@ class PatchEmbedding(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """A transformer block with a 5 x 5 depth-wise convolution, blind to hidden cells, in attention's place."""
+    """A transformer block with a 5 x 5 depth-wise convolution, blind to hidden cells, in place of attention."""
 
     def __init__(self, dim: int, drop_path: float) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class ConvBlock(nn.Module):
         return cells + self.drop_path(inside)
 
     def convolve(self, cells: Tensor, grid: Grid, ids: Tensor | None) -> Tensor:
-        """The depth-wise convolution of the image in which the cells lie, and hidden ones are zero."""
+        """The depth-wise convolution of the image made of these cells, zero where cells are hidden."""
         everywhere = put(cells.flatten(2), ids, grid).unflatten(1, grid)
         image = self.attn(unpatchify(everywhere, cells.shape[4]))
         return take(patchify(image, grid).flatten(1, 2), ids).view_as(cells)

@@ -29,7 +29,7 @@ class MaskedStem(nn.Module):
     """A stem that takes the mask as one more image channel: passed along as data, it needs no state between calls.
 
     Args:
-        stem: the backbone's own; what others ask this module for is answered by it.
+        stem: the backbone's own; attributes that this module lacks are read from it.
         image_channels: without the mask.
         dim: width of its output.
         cell: side in pixels of the cells of its output.
@@ -88,7 +88,7 @@ class DenseEncoder(Encoder):
         name: as `create_encoder` takes it.
         image_size: (H, W).
         channels: of the image.
-        why: it is not encoded from visible tokens only, for those who expected that.
+        why: reason that it is not encoded from visible tokens only, to be shown to users.
 
     Raises:
         ValueError: the model hands out no intermediate features, cannot take images of that size, or its stem cannot
@@ -104,12 +104,12 @@ class DenseEncoder(Encoder):
             raise ValueError(f"{name} hands out no intermediate features, which a dense encoder needs")
         self.model, self.name, self.image_size, self.channels, self.why = model, name, image_size, channels, why
 
-        shadow = copy.deepcopy(model).to("meta").eval()  # shapes without numbers
+        shadow = copy.deepcopy(model).to("meta").eval()  # meta tensors have shapes, no values
         images = torch.empty(2, channels, *image_size, device="meta")
         self.stem_path, self.smallest_cell, dim, layout = find_stem(shadow, images, name)
         about = {"image_channels": channels, "dim": dim, "cell": self.smallest_cell, "layout": layout}
         wrap_stem(model, self.stem_path, **about)
-        with images.device:  # or a second mask token would be drawn
+        with images.device:  # so that no second mask token is drawn
             wrap_stem(shadow, self.stem_path, **about)
 
         used = [path for path, parameter in shadow.named_parameters() if parameter.requires_grad]
@@ -179,7 +179,7 @@ def intermediates(model: Any, images: Tensor, taps: list[int] | None, name: str)
 
 
 def find_norm(model: nn.Module, dim: int) -> str | None:
-    """Where the final norm of a model without head stands, if it has one of that width."""
+    """The path of the final norm of a model without head, if it has one of that width."""
     modules = dict(model.named_modules())
     for path in ("norm", "fc_norm", "head.norm"):
         norm = modules.get(path, nn.Identity())
@@ -204,13 +204,13 @@ def cell_of(grid: Grid, image_size: tuple[int, int], name: str) -> int:
 
 
 def wrap_stem(model: nn.Module, path: str, **about: Any) -> None:
-    """Puts a `MaskedStem` around the stem that stands at that path."""
+    """Wrap the stem at that path in a `MaskedStem`."""
     parent, _, child = path.rpartition(".")
     setattr(model.get_submodule(parent), child, MaskedStem(model.get_submodule(path), **about))
 
 
 def find_stem(model: nn.Module, images: Tensor, name: str) -> tuple[str, int, int, str]:
-    """Where the module that reads the pixels stands in a model; cell, width and layout of what it gives.
+    """The path of the module in a model that reads the pixels, and cell, width and layout of its output.
 
     That is the largest module around the model's first convolution that makes one tensor of cells of the images. The
     layout shows when the images are widened, whatever their size; so the answer is the same for all sizes.

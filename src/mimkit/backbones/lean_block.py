@@ -1,7 +1,7 @@
 """Transformer blocks that keep less for the backward pass.
 
-Of a block, only the residual stream and what matrix products gave are kept; norms, GELU and the cast of weights under
-autocast are computed again, which costs little. No matrix product is done twice, and results are the same bit for bit.
+Of a block, only the residual stream and the results of matrix products are kept; norms, GELU and the casts of weights
+under autocast are recomputed, which costs little. No matrix product is computed twice, and results are bit-identical.
 
 Shapes: B batch, N tokens, Q queried tokens, D width, d width of a head.
 """
@@ -76,14 +76,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: Attention) -> T
 
 
 def recompute_linear(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The function's value; its backward computes what it needs from x again, up to the last matrix product."""
+    """The function's value; its backward pass recomputes from x what comes before the last matrix product."""
     if not torch.is_grad_enabled():
         return function(x)
     return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
 
 
-def spare_memory(model: nn.Module) -> None:
-    """Put lean blocks in place of all plain ones."""
+def use_lean_blocks(model: nn.Module) -> None:
+    """Replace all plain blocks by lean ones."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if is_plain(child):

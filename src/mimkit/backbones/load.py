@@ -44,11 +44,11 @@ def create_encoder(
         kind: "visible" computes on visible tokens only (plain ViTs, Swin, ConvMAE); "dense" has mask tokens where
             pixels are hidden (whatever hands out intermediate features). None takes visible where there is one.
         pretrained: load timm's weights (downloaded on first use), which keeps learned positions.
-        sincos: for visible-only ViTs: fixed sine-cosine positions instead of learned ones. The brackets behind the
+        sincos: for visible-only ViTs: fixed sine-cosine positions instead of learned ones. The brackets after the
             name may say it too, and go before.
         norm_eps: what LayerNorms of blocks, and the final one, add to the variance; those of stems and mergings keep
             theirs. None leaves it to the model.
-        isolated: stop gradients behind each tap; for visible-only ViTs and Swin.
+        isolated: stop gradients after each tap; for visible-only ViTs and Swin.
         mask_token: be ready for masks that replace tokens; visible-only ViTs then have a mask token, dense encoders
             always do.
         options: of timm's model.

@@ -29,14 +29,14 @@ def window_of(rows: int) -> tuple[int, int]:
 def resize_relative_bias(table: Tensor, old_window: int, new_window: int, prefix_rows: int = 0) -> Tensor:
     """A table [R, n] for another window, as BEiT and SimMIM do it when they fine-tune at another size.
 
-    Seen as a (2w − 1)² image for each head, the old values are laid out at distances that grow geometrically, so that
-    near neighbours keep theirs and the farthest ones reach the new window's edge; a bicubic spline through them is
-    read at the new window's whole distances. Prefix rows (of the class token) stay as they are.
+    For each head the table is a (2w − 1)² image. Its values are placed at distances that grow geometrically, so that
+    near neighbours keep their values and the farthest ones reach the new window's edge; a bicubic spline through them
+    is evaluated at the new window's integer distances. Prefix rows (of the class token) stay as they are.
 
     Args:
         table: [(2·old_window − 1)² + prefix_rows, n].
         old_window, new_window: sides in tokens.
-        prefix_rows: rows at the end of the table that are no pair of grid tokens.
+        prefix_rows: rows at the end of the table that are not about pairs of grid tokens.
 
     Raises:
         ValueError: the table has another number of rows, or a window has less than two tokens.

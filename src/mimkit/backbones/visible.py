@@ -30,9 +30,9 @@ class VisibleViT(Encoder):
         vit: the model, without head.
         name: timm's name for it.
         image_size: (H, W) it was built for.
-        sincos: its position table is fixed, and if it is the sine-cosine one, made afresh for another image size
+        sincos: its position table is fixed, and if it is the sine-cosine one, computed anew for another image size
             instead of resized.
-        isolated: stop gradients behind each tap, so that a tap's loss trains the blocks since the tap before only
+        isolated: stop gradients after each tap, so that a tap's loss trains the blocks since the tap before only
             (LocalMIM without global back-propagation).
         mask_token: have one, for masks that replace tokens (UM-MAE).
     """

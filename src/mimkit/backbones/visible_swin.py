@@ -23,13 +23,13 @@ class VisibleSwin(Encoder):
     """Drives the stages of a timm `SwinTransformer` over visible tokens only.
 
     Visible tokens come out as they would of the dense model, were the hidden ones missing from its windows. A tap
-    lies behind a stage and the merging of patches that follows it.
+    comes after a stage and the merging of patches that follows it.
 
     Args:
         swin: the model, without head.
         name: timm's name for it.
         image_size: (H, W) it was built for; its windows are fixed, so it takes no other.
-        isolated: stop gradients behind each tap, so that a tap's loss trains the stage before it only (LocalMIM
+        isolated: stop gradients after each tap, so that a tap's loss trains the stage before it only (LocalMIM
             without global back-propagation).
 
     Raises:

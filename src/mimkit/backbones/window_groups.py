@@ -67,7 +67,7 @@ def group_windows(ids: Tensor, grid: Grid, window: Grid, shift: Grid) -> WindowG
     across = start[:, cuts, None] + here[:size]
     positions = torch.cat([positions, across.flatten(1)], dim=1)
 
-    cut = start // size + 1  # the one behind the start of each token's window
+    cut = start // size + 1  # the one after the start of each token's window
     beyond = windows.gather(1, (cut * size).clamp(max=count - 1))
     crosses = (cut < chunks) & (beyond == windows)
     places = torch.where(crosses, (chunks + cut - 1) * size + here - start, here)

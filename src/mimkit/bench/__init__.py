@@ -1,1 +1,1 @@
-"""Throughput and memory of a step, throughput of reading, beside peers."""
+"""Throughput and memory of a training step, and throughput of reading, compared with other libraries."""

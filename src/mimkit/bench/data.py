@@ -1,4 +1,4 @@
-"""Speed of the way from an image file to a training view, in one thread, beside torchvision on the same files."""
+"""Speed of reading, from an image file to a training view, in one thread, beside torchvision on the same files."""
 
 import tempfile
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def bench_data(
         images: how many are read in each round, at most, drawn at random.
         rounds: repetitions; medians are reported, also of the ratios of one round.
         short_side: of the pack.
-        clock: wall, or cpu for processor time, which a machine shared with other work disturbs less.
+        clock: wall, or cpu for processor time, which other work on the machine disturbs less.
 
     Raises:
         BadImage: a file is no readable image.
@@ -39,7 +39,7 @@ def bench_data(
     files = [chosen.content(index) for index in range(len(chosen))]
     paths = [file for file in files if isinstance(file, Path)]
     if len(paths) < len(files):
-        raise ValueError(f"bench data compares decoders on image files; {data} is a store of its own")
+        raise ValueError(f"bench data compares decoders on image files; {data} is not a folder of files")
     with tempfile.TemporaryDirectory() as folder:
         write_pack(chosen, None, Path(folder) / "bench.pack", short_side=short_side)
         packed = find_images(Path(folder) / "bench.pack")
@@ -61,7 +61,7 @@ def bench_data(
 
 
 def _reading(images: ImageList, size: Size, decode: Decoder) -> Callable[[], None]:
-    """What a loader does with each image."""
+    """Reads each image as the loader does."""
     views, keys = Views(images, RandomResizedCrop(), size, 3, decode), scramble(torch.arange(len(images))).numpy()
     pixels = views.empty(1)
 
@@ -75,7 +75,7 @@ def _reading(images: ImageList, size: Size, decode: Decoder) -> Callable[[], Non
 
 
 def _torchvision(paths: list[Path], size: Size) -> Callable[[], None]:
-    """What an ImageFolder with MAE's transforms does with each image."""
+    """Reads each image as an ImageFolder with MAE's transforms does."""
     from torchvision import transforms
     from torchvision.datasets.folder import pil_loader
 

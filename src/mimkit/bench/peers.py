@@ -1,6 +1,6 @@
-"""Other libraries' masked autoencoders, put together as their own documentation does, for `mimkit bench step --peers`.
+"""Other libraries' masked autoencoders, built as in their documentation, for `mimkit bench step --peers`.
 
-All do the work of recipe mae: ViT-B/16 at 224, 75 % hidden, a decoder of 8 blocks, 512 wide with 16 heads, and the
+All compute the same as recipe mae: ViT-B/16 at 224, 75 % hidden, a decoder of 8 blocks, 512 wide with 16 heads, and the
 mean squared error of patch-normalised pixels over hidden patches.
 
 Shapes: B batch, N patches and class token, E decoder width.
@@ -26,7 +26,7 @@ def huggingface() -> nn.Module:
 
 
 class Lightly(nn.Module):
-    """lightly's masked ViT and decoder over timm's blocks: embedding, head and loss are its user's to write."""
+    """lightly's masked ViT and decoder over timm's blocks: embedding, head and loss are left to its users."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Lightly(nn.Module):
         return SimpleNamespace(loss=nn.functional.mse_loss(predicted, utils.normalize_mean_var(target)))
 
 
-PEERS: dict[str, tuple[str, Callable[[], nn.Module]]] = {  # the module that each needs, and what makes it
+PEERS: dict[str, tuple[str, Callable[[], nn.Module]]] = {  # the module that each needs, and its constructor
     "huggingface": ("transformers.models.vit_mae.modeling_vit_mae", huggingface),
     "lightly": ("lightly.models.modules", Lightly),
 }
@@ -74,10 +74,10 @@ def peer(name: str) -> nn.Module:
 
 
 def refuse_unequal(recipe: str, composed: Recipe, backbone: str) -> None:
-    """Raise ValueError where the peers would do other work than the recipe."""
-    asked = (recipe, backbone, composed.image_size, composed.channels)
+    """Raise ValueError where the peers would not do the same work as the recipe."""
+    requested = (recipe, backbone, composed.image_size, composed.channels)
     same = ("mae", "vit_base_patch16_224", (SIDE, SIDE), 3)
-    if asked != same:
+    if requested != same:
         what = ("--recipe", "--backbone", "--image-size", "channels")
-        flag, value, wanted = next(z for z in zip(what, asked, same, strict=True) if z[1] != z[2])
+        flag, value, wanted = next(z for z in zip(what, requested, same, strict=True) if z[1] != z[2])
         raise ValueError(f"--peers are made for {flag} {wanted}, not {value}")

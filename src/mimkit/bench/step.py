@@ -34,8 +34,8 @@ CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": ti
 def alternate(works: Mapping[str, Callable[[], object]], rounds: int, clock: Clock = "wall") -> dict[str, list[float]]:
     """Seconds of each piece of work in each round, one after the other in every round, after one to warm up.
 
-    The clock "cpu" counts what this process's threads compute: on a machine shared with other work, it leaves out the
-    time that they wait for a core.
+    The clock "cpu" counts the processor time of this process's threads, without the time that they wait for a core on
+    a machine shared with other work.
     """
     now = CLOCKS[clock]
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -107,10 +107,10 @@ def bench_step(
         clock: see `alternate`.
 
     Returns:
-        What was measured with, and under "cases" a row for each. `time_over_first` and `memory_over_first` compare with
-        the first case of the same precision. `share_of_ceiling` is the floating-point operations that the step's
-        matrix products and convolutions do in a second, over those of large matrix products in the same rounds.
-        Memory is that of a process of its own, weights and optimiser included.
+        The conditions of the measurement, and under "cases" a row for each case. `time_over_first` and
+        `memory_over_first` compare with the first case of the same precision. `share_of_ceiling` is the floating-point
+        operations per second of the step's matrix products and convolutions, over those of large matrix products in
+        the same rounds. Memory is that of a process of its own, weights and optimiser included.
 
     Raises:
         ValueError: recipe, backbone, size or mode are wrong, a peer's package is missing, or there is no peer for this.
@@ -186,7 +186,7 @@ def cases_of(
 def measure(
     cases: Sequence[Case], rounds: int, clock: Clock, *, equal: bool
 ) -> tuple[list[dict[str, Any]], dict[str, list[float]], dict[str, float]]:
-    """Facts of each case, seconds by case name, and TFLOP/s of large matrix products by precision.
+    """A row for each case, seconds by case name, and TFLOP/s of large matrix products by precision.
 
     Raises:
         ValueError: the cases are to be equal to the peers' work, and one is not.
@@ -194,9 +194,9 @@ def measure(
     works: dict[str, Callable[[], object]] = {}
     rows: list[dict[str, Any]] = []
     for case in cases:
-        works[case.name], facts = prepare(case)
+        works[case.name], row = prepare(case)
         if equal and case.recipe not in PEERS:
-            refuse_unequal(case.recipe, compose(case.recipe, case.settings), facts["backbone"])
+            refuse_unequal(case.recipe, compose(case.recipe, case.settings), row["backbone"])
         rows.append(
             {
                 "case": case.name,
@@ -205,7 +205,7 @@ def measure(
                 "mode": case.mode,
                 "recompute": case.recompute,
             }
-            | facts
+            | row
         )
     products = {case.precision: MatrixProduct(torch.device(case.device), case.precision) for case in cases}
     seconds = alternate(works | {f"product {p}": work for p, work in products.items()}, rounds, clock)
@@ -213,7 +213,7 @@ def measure(
 
 
 def as_table(result: dict[str, Any]) -> str:
-    """What `bench_step` returned, for reading."""
+    """The result of `bench_step` as a table of text."""
     head = (
         f"{result['processor']}, {result['threads']} threads, torch {result['torch']}, batch {result['batch_size']}, "
         f"median of {result['rounds']} rounds, {result['clock']} time"
@@ -238,25 +238,25 @@ def as_table(result: dict[str, Any]) -> str:
 
 
 def prepare(case: Case, *, count: bool = True) -> tuple[Callable[[], None], dict[str, Any]]:
-    """The case's step as a function without arguments, and its facts: encoder, parameters, and a step's operations,
-    which are counted in an eager step before.
+    """The case's step as a function without arguments, and its row: encoder, parameters, and operations of a step,
+    which are counted in an eager step first.
     """
     device = torch.device(case.device)
     composed = compose("mae" if case.recipe in PEERS else case.recipe, case.settings)
-    facts: dict[str, Any] = {}
+    row: dict[str, Any] = {}
     if case.recipe in PEERS:
         model = peer(case.recipe)
     else:
         model = build(composed)
         tune(model, device, case.precision)
-        facts["backbone"] = model.encoder.name
-        facts["encoder"] = "dense" if model.encoder.complete else "visible"
-    facts["image_size"] = list(composed.image_size)
-    facts["parameters"] = count_parameters(model, trainable_only=True)
+        row["backbone"] = model.encoder.name
+        row["encoder"] = "dense" if model.encoder.complete else "visible"
+    row["image_size"] = list(composed.image_size)
+    row["parameters"] = count_parameters(model, trainable_only=True)
     for_training(model, device, case.precision)
     images = torch.randn(case.batch_size, composed.channels, *composed.image_size, device=device)
 
-    ours = case.recipe not in PEERS  # others run in autocast as it comes
+    ours = case.recipe not in PEERS  # peers run in torch's own autocast
     cast = (
         autocast(device, case.precision)
         if ours
@@ -272,7 +272,7 @@ def prepare(case: Case, *, count: bool = True) -> tuple[Callable[[], None], dict
         with FlopCounterMode(display=False) as counter:
             gradients()
         model.zero_grad(set_to_none=True)
-        facts["tflop"] = counter.get_total_flops() / 1e12
+        row["tflop"] = counter.get_total_flops() / 1e12
     prepare_blocks(model, compiled=case.mode == "compile", recomputed=case.recompute)
     if case.mode == "graphs":
         model.compile(mode="reduce-overhead", dynamic=False)
@@ -285,11 +285,11 @@ def prepare(case: Case, *, count: bool = True) -> tuple[Callable[[], None], dict
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    return step, facts
+    return step, row
 
 
 class MatrixProduct:
-    """Square matrix products in one precision, large enough to keep a device at its limit.
+    """Square matrix products in one precision, large enough for the device's highest throughput.
 
     Attributes:
         flop: floating-point operations of one call.
@@ -298,8 +298,8 @@ class MatrixProduct:
     def __init__(self, device: torch.device, precision: Precision) -> None:
         self.device = device
         side, self.times = (8192, 10) if device.type == "cuda" else (2048, 3)
-        number = torch.float32 if precision == "fp32" else torch.bfloat16
-        self.left, self.right = (torch.randn(side, side, device=device, dtype=number) for _ in range(2))
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        self.left, self.right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         self.flop = 2 * side**3 * self.times
 
     def __call__(self) -> None:
@@ -310,7 +310,7 @@ class MatrixProduct:
 
 
 def peak_memory(case: Case) -> float:
-    """MiB that two steps need at most, weights and optimiser included: in a process of its own."""
+    """Peak MiB of two steps, weights and optimiser included, measured in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_peak_memory, (case,))
@@ -318,9 +318,9 @@ def peak_memory(case: Case) -> float:
 
 def _peak_memory(case: Case) -> float:
     small = torch.nn.Linear(8, 8).to(case.device)
-    small(torch.randn(8, 8, device=case.device)).sum().backward()  # what torch itself takes
+    small(torch.randn(8, 8, device=case.device)).sum().backward()  # load what torch itself needs
     if case.recipe in PEERS:
-        importlib.import_module(PEERS[case.recipe][0])  # and what the peer's package does
+        importlib.import_module(PEERS[case.recipe][0])  # and what the peer's package needs
     before = resident("VmRSS")
     step, _ = prepare(case, count=False)
     step()

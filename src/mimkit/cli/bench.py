@@ -1,4 +1,4 @@
-"""Commands that measure: bench."""
+"""The command that measures: bench."""
 
 import json
 from pathlib import Path

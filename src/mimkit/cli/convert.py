@@ -1,4 +1,4 @@
-"""Commands that turn files into others: import, export."""
+"""Commands that convert weights: import, export."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Commands that use what was trained: probe, embed, reconstruct, report."""
+"""Commands that evaluate a trained model: probe, embed, reconstruct, report."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Weights in and out of other libraries' layouts."""
+"""Import and export of weights in other libraries' formats."""
 
 from mimkit.convert.exporting.huggingface import export_huggingface
 from mimkit.convert.exporting.onnx import export_onnx

@@ -1,4 +1,4 @@
-"""What the translation of a format gives, and the renaming they all use."""
+"""A translated checkpoint, and the renaming that all translations use."""
 
 import re
 from collections.abc import Sequence
@@ -13,26 +13,26 @@ Rules = Sequence[tuple[str, str]]
 UNUSED: Rules = (
     (
         r"(?:head|head_dist|lm_head|classifier|(?:\w+\.)?pooler)\..*",
-        "a classifier's, of no use to pre-training",
+        "a classifier's, not used in pre-training",
     ),
-    (r"data_preprocessor\..*", "mean and deviation of the pixels"),
-    (r".*relative_position_index", "indices, made afresh"),
-    (r".*attn_mask", "the shifted windows' mask, made afresh"),
+    (r"data_preprocessor\..*", "mean and std of the pixels"),
+    (r".*relative_position_index", "indices, computed anew"),
+    (r".*attn_mask", "the shifted windows' mask, computed anew"),
 )
 NO_DECODER: Rules = ((r"mask_token|decoder_pos_embed", "the decoder's, which is missing"),)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Translation:
-    """A checkpoint, translated.
+    """A checkpoint with our names.
 
     Args:
         recipe: the method, by name.
         backbone: as `create_encoder` takes it.
         image_size: (H, W) that the encoder's table of positions is for.
         settings: others that the recipe needs.
-        weights: by our names, and those not understood by their own.
-        dropped: what is left out on purpose, by its name, and why.
+        weights: by our names; unknown ones keep theirs.
+        dropped: names of weights that are left out on purpose, with the reasons.
         notes: what the user should know.
         encoder_only: whether there is no decoder.
     """
@@ -48,7 +48,7 @@ class Translation:
 
 
 def rename(weights: Weights, rules: Rules) -> Weights:
-    """The weights under new names: the first rule (pattern of a whole name, what it becomes) that fits each."""
+    """The weights under new names, each by the first rule (pattern of a whole name, replacement) that matches it."""
 
     def renamed(name: str) -> str:
         for pattern, new in rules:
@@ -61,7 +61,7 @@ def rename(weights: Weights, rules: Rules) -> Weights:
 
 
 def drop(weights: Weights, reasons: Rules) -> tuple[Weights, dict[str, str]]:
-    """The weights that no pattern of a whole name fits, and the reason for each that one does."""
+    """The weights whose whole names match no pattern, and for each of the others the reason."""
     dropped = {}
     for name in weights:
         reason = next((reason for pattern, reason in reasons if re.fullmatch(pattern, name)), None)
@@ -71,15 +71,15 @@ def drop(weights: Weights, reasons: Rules) -> tuple[Weights, dict[str, str]]:
 
 
 def move_fc_norm(weights: Weights) -> tuple[Weights, list[str]]:
-    """Fine-tuned models norm after pooling, and have no final norm: theirs takes its place."""
+    """The weights with the norm after pooling of a fine-tuned model as the final norm, and a note that says so."""
     if "norm.weight" in weights or "fc_norm.weight" not in weights:
         return weights, []
     moved = rename(weights, ((r"fc_norm\.(\w+)", r"norm.\1"),))
-    return moved, ["fine-tuned: fc_norm, which stood behind the pooling, becomes the final norm of each token"]
+    return moved, ["fine-tuned: fc_norm, which followed the pooling, becomes the final norm of each token"]
 
 
 def count(weights: Weights, pattern: str) -> int:
-    """How many values the group of a pattern takes at the beginnings of names."""
+    """Number of distinct values of the pattern's group, over all names that begin with the pattern."""
     return len({match[1] for match in (re.match(pattern, name) for name in weights) if match})
 
 

@@ -1,4 +1,4 @@
-"""What frozen features are worth: nearest neighbours and a linear classifier with labels, spectra without.
+"""Quality of frozen features: k nearest neighbours and a linear probe with labels, the spectrum without.
 
 Shapes: N M images, D width of a feature, L classes.
 """
@@ -38,12 +38,12 @@ def knn(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) 
     """
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     train, test = (torch.nn.functional.normalize(x.float(), dim=1) for x in (train, test))
-    right = 0
-    for some, labels in zip(test.split(1024), test_labels.split(1024), strict=True):
-        cosine, nearest = (some @ train.T).topk(min(K, len(train)), dim=1)
-        votes = torch.zeros(len(some), classes).scatter_add_(1, train_labels[nearest], (cosine / TEMPERATURE).exp())
-        right += int((votes.argmax(dim=1) == labels).sum())
-    return Score(100 * right / len(test), len(train), len(test), int(train_labels.unique().numel()))
+    correct = 0
+    for chunk, labels in zip(test.split(1024), test_labels.split(1024), strict=True):
+        cosine, nearest = (chunk @ train.T).topk(min(K, len(train)), dim=1)
+        votes = torch.zeros(len(chunk), classes).scatter_add_(1, train_labels[nearest], (cosine / TEMPERATURE).exp())
+        correct += int((votes.argmax(dim=1) == labels).sum())
+    return Score(100 * correct / len(test), len(train), len(test), int(train_labels.unique().numel()))
 
 
 def linear(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> Score:

@@ -6,7 +6,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from helpers import parts
-from mimkit.backbones.lean_block import LeanBlock, is_plain, spare_memory
+from mimkit.backbones.lean_block import LeanBlock, is_plain, use_lean_blocks
 from mimkit.training.precision import autocast
 
 
@@ -96,6 +96,6 @@ def test_only_plain_blocks_are_replaced():
     model = nn.Sequential(block(), nn.Sequential(block(qk_norm=True), block(proj_drop=0.1), block(drop_path=0.1)))
     assert [is_plain(part) for part in (model[0], *model[1])] == [True, False, False, True]
     names = list(model.state_dict())
-    spare_memory(model)
+    use_lean_blocks(model)
     assert [type(part) for part in (model[0], *model[1])] == [LeanBlock, Block, Block, LeanBlock]
     assert list(model.state_dict()) == names

@@ -1,1 +1,1 @@
-"""Weights out: safetensors, timm, Hugging Face, ONNX, each with a model card."""
+"""Export of weights: safetensors, timm, Hugging Face, ONNX, each with a model card."""

@@ -1,4 +1,4 @@
-"""Encoders and methods as folders for Hugging Face's transformers, which need not be installed to write them."""
+"""Encoders and methods as folders for Hugging Face's transformers, which need not be installed for that."""
 
 import json
 from pathlib import Path
@@ -78,7 +78,7 @@ def load_whole_method(source: str | Path, recipe: str | None) -> Method | None:
 
 
 def convert(method: Method | None, encoder: ImageEncoder) -> tuple[TransformersModel, str]:
-    """The model of the whole method, or of the encoder with the reason why there is no more than that.
+    """The model of the whole method, or of the encoder with the reason that there is no more.
 
     Raises:
         ValueError: transformers has no class for the encoder either.
@@ -113,7 +113,7 @@ def card(source: str | Path, encoder: ImageEncoder, converted: TransformersModel
 
 
 def preprocessor(encoder: ImageEncoder) -> dict[str, Any]:
-    """What makes transformers resize, cut and normalise images as `ImageEncoder.read` and the encoder do."""
+    """The content of preprocessor_config.json: resize, crop and normalise as `ImageEncoder.read` and the encoder do."""
     (height, width), normalization = encoder.image_size, encoder.normalization
     return {
         "image_processor_type": "BitImageProcessor",

@@ -1,4 +1,4 @@
-"""Model cards: where weights come from, how they are used, whose they are. In Markdown, beside what is exported."""
+"""Model cards in Markdown, beside exported weights: origin, usage and licence."""
 
 import json
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ YOURS = (
 
 
 def origin_of(source: str | Path) -> dict[str, Any]:
-    """What a source tells of itself, without whose folders it was made from: plain values for `model_card`.
+    """Where a source's weights come from, without paths of the user's folders: plain values for `model_card`.
 
     Known are `recipe`, `parts`, `training`, `step`, `steps`, `train_images`, `held_out_images`, `versions`, `imported`
     and `licence`; each may be missing.
@@ -40,7 +40,7 @@ def origin_of(source: str | Path) -> dict[str, Any]:
         metadata = file.metadata()
     request = json.loads(metadata["mimkit.request"])
     imported = json.loads(metadata.get("mimkit.imported", "{}"))
-    if request.get("encoder_only"):  # its recipe is one that has such an encoder, no more
+    if request.get("encoder_only"):  # its recipe only says how to build such an encoder
         origin: dict[str, Any] = {}
     else:
         origin = {"recipe": own_name(request["recipe"]), "parts": as_texts(request["parts"])}
@@ -50,7 +50,7 @@ def origin_of(source: str | Path) -> dict[str, Any]:
 
 
 def origin_of_run(folder: Path) -> dict[str, Any]:
-    """The same of a run folder."""
+    """`origin_of` for a run folder."""
     facts = Run(folder).facts
     saved = [int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*")]
     return {
@@ -71,7 +71,7 @@ def as_texts(parts: dict[str, Any]) -> dict[str, str]:
 
 
 def own_name(recipe: str) -> str:
-    """A recipe's name, of one from a file only the file's name."""
+    """A recipe's name, without the folder of a recipe file."""
     file, colon, function = recipe.rpartition(":")
     return f"{Path(file).name}:{function}" if colon else recipe
 
@@ -87,7 +87,7 @@ def model_card(
         what: the file or folder is, in one sentence.
         usage: Python that uses it.
         readout: how features are read out, where that needs more words.
-        front: what must stand before all else.
+        front: YAML front matter.
     """
     backbone, (height, width) = encoder.encoder, encoder.image_size
     parameters = count_parameters(backbone)
@@ -98,7 +98,7 @@ def model_card(
         f"{what} Written by mimkit {version('mimkit')}.\n",
         f"## Use\n\n```python\n{usage}\n```\n",
         f"Images are float32 [batch, {backbone.channels}, {height}, {width}]: pixels in 0 .. 1, from which the mean "
-        f"{in_brackets(mean)} is subtracted before they are divided by the deviation {in_brackets(std)}.\n",
+        f"{in_brackets(mean)} is subtracted before they are divided by the standard deviation {in_brackets(std)}.\n",
         "For downstream tasks, read out features as above: the mean over all patch tokens of the last block, through "
         "the final norm, of the whole image with nothing hidden. The pre-training's own readout and decoder are not "
         f"needed. {readout}".rstrip()
@@ -113,7 +113,7 @@ def model_card(
 
 
 def title(origin: Mapping[str, Any], backbone: str) -> str:
-    """What stands at the top."""
+    """The card's heading."""
     if "imported" in origin:
         return f"{backbone}, imported"
     return f"{backbone}, pre-trained by `{origin['recipe']}`" if "recipe" in origin else f"{backbone}, untrained"
@@ -141,7 +141,7 @@ def training(origin: Mapping[str, Any]) -> list[str]:
 
 
 def licence(origin: Mapping[str, Any]) -> str:
-    """Whose the weights are."""
+    """The weights' licence."""
     if origin.get("licence"):
         return str(origin["licence"])
     if "imported" in origin:
@@ -162,10 +162,10 @@ def in_brackets(values: tuple[float, ...]) -> str:
 
 
 def card_beside(out: Path) -> Path:
-    """Where the card of a single file stands: weights.safetensors has weights.md.
+    """The path of a single file's card: weights.safetensors has weights.md.
 
     Raises:
-        ValueError: another file, not a card of ours, stands there, or would have to.
+        ValueError: the path is that of another file, or of the weights themselves.
     """
     path = out.with_suffix(".md")
     if path == out:

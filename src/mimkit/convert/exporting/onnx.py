@@ -22,7 +22,7 @@ from mimkit.sources import load_encoder
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-4
-MOST_BYTES = 2**31 - 2**20  # of one file; the rest is for the graph
+MAX_BYTES = 2**31 - 2**20  # of one file; the rest is for the graph
 
 
 class FeaturesAndTokens(nn.Module):
@@ -42,12 +42,12 @@ def export_onnx(
 ) -> None:
     """The encoder as an ONNX file that onnxruntime runs as torch does, and its model card.
 
-    Input `images`, float32 [B, C, H, W], normalised; outputs `features` [B, D] and `tokens` [B, N, D], behind the final
+    Input `images`, float32 [B, C, H, W], normalised; outputs `features` [B, D] and `tokens` [B, N, D], after the final
     norm; B is free. The file's metadata holds the normalisation.
 
     Args:
         source: a run folder, a file of ours, timm:NAME or random:NAME.
-        out: file to write; the card stands beside it. Nothing is written where onnxruntime gives other features.
+        out: file to write; the card is written beside it. Nothing is written where onnxruntime gives other features.
         image_size: (H, W) for timm:NAME and random:NAME.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
 
@@ -61,7 +61,7 @@ def export_onnx(
     beside = card_beside(out)
     encoder = load_encoder(source, image_size=image_size, recipe=recipe)
     size = sum(value.numel() * value.element_size() for value in encoder.state_dict().values())
-    if size > MOST_BYTES:
+    if size > MAX_BYTES:
         raise ValueError(f"{source} has {size / 2**30:.1f} GiB of weights, and an ONNX file holds at most 2")
     content = to_onnx(encoder)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def to_onnx(encoder: ImageEncoder) -> bytes:
             exported = torch.onnx.export(
                 program, dynamo=True, input_names=["images"], output_names=["features", "tokens"]
             )
-        except Exception as error:  # torch raises many kinds for what it cannot export
+        except Exception as error:  # torch raises many types for what it cannot export
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(f"torch cannot export {encoder.encoder.name} to ONNX: {reason}") from error
     assert exported is not None
@@ -110,18 +110,18 @@ def to_onnx(encoder: ImageEncoder) -> bytes:
         },
     )
     for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"  # strict export forgets its name
-    del model.graph.value_info[:]  # intermediate shapes, which have it by another
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"  # strict export loses its name
+    del model.graph.value_info[:]  # intermediate shapes, which use another name for it
     content = model.SerializeToString()
     require_same(content, encoder)
     return content
 
 
 def require_same(content: bytes, encoder: ImageEncoder) -> None:
-    """Refuse a file that onnxruntime runs to other values than torch.
+    """Check that onnxruntime computes the same values from the file as torch.
 
     Raises:
-        ValueError: it does.
+        ValueError: they differ.
     """
     import onnxruntime
 
@@ -141,14 +141,14 @@ def require_same(content: bytes, encoder: ImageEncoder) -> None:
 
 
 def random_images(encoder: ImageEncoder, count: int) -> Tensor:
-    """As normalised ones would be, always the same."""
+    """Standard normal images, the same ones each time."""
     generator = torch.Generator().manual_seed(count)
     return torch.randn(count, encoder.encoder.channels, *encoder.image_size, generator=generator)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep to itself what torch says while it exports: steps, and warnings about its own insides."""
+    """Suppress torch's progress output and warnings during the export."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

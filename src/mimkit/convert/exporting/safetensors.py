@@ -161,7 +161,7 @@ def export_safetensors(source: str | Path, out: Path, *, recipe: str | None = No
     origin = origin_of(source)
     settings = Settings.from_json(facts["settings"])
     request = description_of(own_name(facts["recipe"]), recipe_of(facts, source, recipe), settings)
-    request["settings"]["data"] = ""  # whose folder it was is nobody's business
+    request["settings"]["data"] = ""  # whose folder it was is not published
     request |= {"encoder_only": True} if facts.get("encoder_only") else {}
     metadata = {"mimkit.request": json.dumps(request), "mimkit.origin": json.dumps(origin)}
     more = f', recipe="{request["recipe"]}"' if ":" in request["recipe"] else ""

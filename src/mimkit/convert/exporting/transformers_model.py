@@ -52,7 +52,7 @@ SWIN_EPSILON = 1e-5  # transformers has no other for the norms of stem and mergi
 
 
 class NotRepresentable(Exception):
-    """What a model has, and transformers' class has not."""
+    """A property of a model that transformers' class does not have."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,14 +72,14 @@ def convert_encoder(encoder: Encoder) -> TransformersModel:
     """ViTModel (without its pooler) or SwinModel.
 
     Raises:
-        NotRepresentable: neither is like it.
+        NotRepresentable: it is neither.
     """
     model = model_of(encoder)
     if isinstance(model, SwinTransformer):
         return convert_swin(model, encoder)
     if type(model) is not VisionTransformer:
         raise NotRepresentable(f"it is a {type(model).__name__}; of encoders, plain ViT and Swin have one")
-    config, weights = vit_parts(model, encoder)
+    config, weights = vit_config_and_weights(model, encoder)
     return TransformersModel(config={"architectures": ["ViTModel"], "model_type": "vit", **config}, weights=weights)
 
 
@@ -99,12 +99,12 @@ def convert_method(method: Method) -> TransformersModel:
     """ViTMAEForPreTraining, which gives the same loss for the same mask.
 
     Raises:
-        NotRepresentable: the method is not MAE as it is there.
+        NotRepresentable: the method is not MAE as transformers has it.
     """
     encoder, mask = method.encoder, method.mask
     if not isinstance(encoder, VisibleViT) or encoder.mask_token is not None:
         raise NotRepresentable("its encoder is no ViT that computes on visible tokens alone")
-    encoder_config, encoder_weights = vit_parts(encoder.vit, encoder)
+    encoder_config, encoder_weights = vit_config_and_weights(encoder.vit, encoder)
     require(encoder_config["qkv_bias"], "its queries, keys and values have no bias, as the decoder's have")
     require(encoder.image_size[0] == encoder.image_size[1], f"its images of {encoder.image_size} are not square")
     target, readout = method.target, type(method.readout).__name__
@@ -146,7 +146,7 @@ def ratio_that_hides(hidden: int, cells: int, *, near: float) -> float:
     return near if cells - int(cells * (1 - near)) == hidden else (hidden - 0.5) / cells
 
 
-def vit_parts(vit: VisionTransformer, encoder: Encoder) -> tuple[dict[str, Any], Weights]:
+def vit_config_and_weights(vit: VisionTransformer, encoder: Encoder) -> tuple[dict[str, Any], Weights]:
     """Configuration and weights that ViT and ViTMAE have in common.
 
     Raises:
@@ -155,7 +155,7 @@ def vit_parts(vit: VisionTransformer, encoder: Encoder) -> tuple[dict[str, Any],
     stem: Any = vit.patch_embed.stem if isinstance(vit.patch_embed, MaskedStem) else vit.patch_embed
     require(isinstance(vit.norm_pre, nn.Identity), "it has a norm before its blocks")
     require_plain_stem(stem)
-    require(isinstance(stem.norm, nn.Identity), "it has a norm behind its patch embedding")
+    require(isinstance(stem.norm, nn.Identity), "it has a norm after its patch embedding")
     require(vit.cls_token is not None, "it has no class token")
     require(vit.reg_token is None, f"it has register tokens, {vit.num_reg_tokens} of them")
     epsilon = epsilon_of(vit.norm)
@@ -234,7 +234,7 @@ def convert_swin(swin: SwinTransformer, encoder: Encoder) -> TransformersModel:
             name = ".".join([layers, str(int(stage_index) - 1), *rest])
         moved[name] = value
     for name, module in swin.named_modules():
-        if isinstance(module, WindowAttention):  # versions before 5 want these indices; others make them afresh
+        if isinstance(module, WindowAttention):  # versions before 5 want these indices; others compute them
             moved[f"{name}.relative_position_index"] = module.relative_position_index.clone()
     return TransformersModel(config=config, weights=rename(rename(split(moved, "self"), BLOCKS), AROUND))
 
@@ -278,7 +278,7 @@ def epsilon_of(norm: nn.Module) -> float:
     """What a LayerNorm adds to the variance.
 
     Raises:
-        NotRepresentable: it is none, or has no weights.
+        NotRepresentable: it is not one, or has no weights.
     """
     if isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None:
         return norm.eps
@@ -288,7 +288,7 @@ def epsilon_of(norm: nn.Module) -> float:
 
 
 def require(is_like: bool, difference: str) -> None:
-    """Raises NotRepresentable where it is not."""
+    """Raises NotRepresentable with the difference, unless the model is like transformers' class."""
     if not is_like:
         raise NotRepresentable(difference)
 
@@ -300,13 +300,15 @@ def side_or_sides(encoder: Encoder) -> int | list[int]:
 
 
 def split(weights: Weights, name: str) -> Weights:
-    """The weights with query, key and value apart, under `attention.{name}`."""
+    """The weights with separate query, key and value, under `attention.{name}`."""
     apart = {}
     for path, value in weights.items():
         block, qkv, kind = path.partition(".attn.qkv.")
         if qkv:
             for part, rows in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                apart[f"{block}.attention.{name}.{part}.{kind}"] = rows.clone()  # of a file's tensors none may overlap
+                apart[f"{block}.attention.{name}.{part}.{kind}"] = (
+                    rows.clone()
+                )  # safetensors refuses overlapping tensors
         else:
             apart[path] = value
     return apart

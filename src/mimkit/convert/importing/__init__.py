@@ -1,1 +1,1 @@
-"""Published checkpoints in: recognised by their keys, translated to the names of this package."""
+"""Import of published checkpoints: recognised by their keys, translated to the names of this package."""

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself beside its weights."""
+"""Hints in a checkpoint beside its weights: the run's arguments, or a Hugging Face configuration."""
 
 import math
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ from mimkit.convert.importing.read_file import CheckpointFile
 
 @dataclass(frozen=True, kw_only=True)
 class Hints:
-    """What shapes do not show. None where the checkpoint does not say it.
+    """What the shapes of weights do not tell; None where the checkpoint does not say it.
 
     Args:
         kind: Hugging Face's `model_type`.
         heads, decoder_heads: of attention.
         image_size: (H, W) pixels.
-        mask_ratio: hidden share.
+        mask_ratio: hidden share of the cells.
         normalized: whether the target is normalised cell by cell.
         mean, std: what images are normalised with.
         norm_eps: epsilon of the LayerNorms, where it is not the published one.

@@ -1,4 +1,4 @@
-"""Published checkpoints to files of ours."""
+"""Import of published checkpoints: recognise, translate, resize, check, and write as a file of mimkit's."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -47,21 +47,22 @@ TRANSLATIONS: dict[Format, Callable[[Weights, Hints, ImportOptions], Translation
 
 
 DEFAULT_OPTIONS = ImportOptions()
-PREFIX = ("encoder.vit.cls_token", "encoder.vit.reg_token")
+PREFIX_TOKENS = ("encoder.vit.cls_token", "encoder.vit.reg_token")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportReport:
-    """What became of a checkpoint.
+    """The outcome of an import.
 
     Args:
-        format: whose it is, in words.
+        format: of the checkpoint, in words.
         recipe: the method, by name.
         backbone, image_size: of its encoder.
         encoder_only: whether it has no decoder, so that only its encoder can be used.
-        matched: how many of our weights it gives.
-        missing: ours that it lacks (only if not strict): they start afresh, or are left out with the decoder.
-        left_over: its weights that have no place with us (only if not strict).
+        matched: number of our weights that it provides.
+        missing: ours that it lacks (only if not strict): they keep their initial values, or are left out with the
+            decoder.
+        left_over: its weights without a counterpart of ours (only if not strict).
         dropped: its weights left out on purpose, and why.
         notes: what else the user should know.
         licence: of the weights.
@@ -83,7 +84,7 @@ class ImportReport:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """For people to read."""
+        """The report as lines of text."""
         height, width = self.image_size
         what = "encoder only" if self.encoder_only else f"recipe {self.recipe}"
         lines = [
@@ -185,7 +186,7 @@ def metadata_of(
 
 @contextmanager
 def naming_format(what: str) -> Iterator[None]:
-    """Say of weights that are missing or have impossible shapes whose they were taken to be."""
+    """Name the recognised format in errors about missing weights and impossible shapes."""
     try:
         with naming(what):
             yield
@@ -209,14 +210,14 @@ def build_fresh(recipe: Recipe, encoder_only: bool) -> tuple[Encoder, list[int],
 def place_decoder_positions(
     weights: Weights, expected: dict[str, Tensor], grids: list[tuple[Grid, Grid]], *, strict: bool
 ) -> Weights:
-    """The weights with each decoder's positions as ours has them, from its old grid to its new one.
+    """The weights with each decoder's positions in the form of ours, resized from its old grid to its new one.
 
-    A checkpoint without them had the fixed sine-cosine ones.
+    A checkpoint without them used fixed sine-cosine positions.
 
     Raises:
-        ValueError: strict, and a decoder cannot have such.
+        ValueError: strict, and ours cannot represent a decoder's positions.
     """
-    prefix = sum(weights[name].shape[1] for name in PREFIX if name in weights)
+    prefix = sum(weights[name].shape[1] for name in PREFIX_TOKENS if name in weights)
     for level, (old, new) in enumerate(grids):
         name = f"decoders.{level}.positions"
         if name not in weights and name in expected:
@@ -233,10 +234,10 @@ def place_decoder_positions(
 def match_weights(
     weights: Weights, expected: dict[str, Tensor], what: str, *, strict: bool
 ) -> tuple[Weights, tuple[str, ...], tuple[str, ...]]:
-    """The weights that have a place among the expected ones, the names of those that are missing, and left over.
+    """The weights that are expected and of the expected shape, and the names of missing and left-over ones.
 
     Raises:
-        ValueError: strict, and there are such, or some have other shapes; the message begins with `what`.
+        ValueError: strict, and some are missing, left over or of another shape; the message begins with `what`.
     """
     wrong = [name for name, value in weights.items() if name in expected and value.shape != expected[name].shape]
     if strict and wrong:
@@ -252,14 +253,14 @@ def match_weights(
 
 
 def in_number(names: tuple[str, ...]) -> str:
-    """The beginning of a sentence about so many weights."""
+    """ "1 weight is" or "N weights are"."""
     return "1 weight is" if len(names) == 1 else f"{len(names)} weights are"
 
 
 def normalization_settings(
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: int
 ) -> dict[str, Any]:
-    """Settings for the mean and deviation of pixels, where they are not those taken anyway.
+    """Settings for mean and std of the pixels, where they are not the default.
 
     Raises:
         ValueError: one is given without the other, or not one number for each channel.

@@ -21,7 +21,7 @@ from mimkit.convert.rename import Rules, Translation, Weights, count, drop, rena
 from mimkit.settings import ImportOptions
 
 TARGETS = {9: "hog", 18: "hog-18"}
-OF_TARGET: Rules = ((r"hog_enc\..+", "the target's gradient filters, made afresh"),)
+OF_TARGET: Rules = ((r"hog_enc\..+", "the target's gradient filters, computed anew"),)
 
 
 def localmim_vit(weights: Weights, hints: Hints, options: ImportOptions) -> Translation:

@@ -23,11 +23,11 @@ WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.c
 
 @dataclass(frozen=True, eq=False)
 class CheckpointFile:
-    """What a file holds.
+    """The content of a checkpoint file.
 
     Args:
-        weights: by the names they have in it, without wrappers' prefixes.
-        args: the arguments of the run (MAE and its kin), or of its configuration (SimMIM), by name.
+        weights: by the names in the file, without wrappers' prefixes.
+        args: arguments of the run (MAE and code derived from it), or its configuration (SimMIM), by name.
         config: a Hugging Face model's `config.json`.
         processor: its `preprocessor_config.json`.
     """
@@ -39,7 +39,7 @@ class CheckpointFile:
 
 
 class Values:
-    """A stand-in for an object of plain values: they become its attributes."""
+    """A stand-in for an object of plain values, which become its attributes."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -50,14 +50,14 @@ class Values:
 
 
 class Node:
-    """A stand-in for a mapping with attributes: it is made as an OrderedDict, which torch's reader can fill."""
+    """A stand-in for a mapping with attributes: an OrderedDict, which torch's reader can fill."""
 
     def __new__(cls, *_: Any) -> Any:
         return OrderedDict()
 
 
-def forgotten(*_: Any) -> None:
-    """A stand-in for a function whose result nobody needs."""
+def discarded(*_: Any) -> None:
+    """A stand-in for a function whose result is not used."""
 
 
 STAND_INS: list[Any] = [
@@ -65,12 +65,12 @@ STAND_INS: list[Any] = [
     (Node, "yacs.config.CfgNode"),
     (Values, "numpy.dtype"),
     (Values, "numpy.ndarray"),
-    (forgotten, "numpy.core.multiarray.scalar"),
-    (forgotten, "numpy._core.multiarray.scalar"),
+    (discarded, "numpy.core.multiarray.scalar"),
+    (discarded, "numpy._core.multiarray.scalar"),
     (Values, "numpy.core.multiarray._reconstruct"),
     (Values, "numpy._core.multiarray._reconstruct"),
     (Values, "mmengine.logging.history_buffer.HistoryBuffer"),
-    (forgotten, "builtins.getattr"),  # of HistoryBuffer's methods
+    (discarded, "builtins.getattr"),  # of HistoryBuffer's methods
     (Values, "pathlib.PosixPath"),
     (Values, "pathlib._local.PosixPath"),
 ]
@@ -82,8 +82,8 @@ def read_checkpoint(path: Path) -> CheckpointFile:
     A Hugging Face file (.bin or .safetensors) is read with the `config.json` beside it.
 
     Raises:
-        ValueError: there is no such file, it holds no weights, or something that would have to be run; the message
-            names it.
+        ValueError: there is no such file, it holds no weights, or it holds something that would have to be run, which
+            the message names.
     """
     if path.is_dir():
         return read_folder(path)
@@ -114,11 +114,11 @@ def read_folder(path: Path) -> CheckpointFile:
     index = path / "model.safetensors.index.json"
     if index.is_file():
         named = read_json(index).get("weight_map")
-        parts = sorted({Path(name).name for name in named.values()}) if isinstance(named, dict) else []
-        missing = [part for part in parts if not (path / part).is_file()]
+        shards = sorted({Path(name).name for name in named.values()}) if isinstance(named, dict) else []
+        missing = [shard for shard in shards if not (path / shard).is_file()]
         if missing:
-            raise ValueError(f"{path} lacks {missing[0]}, one of {len(parts)} files that {index.name} names")
-        weights = {name: value for part in parts for name, value in read_safetensors(path / part).items()}
+            raise ValueError(f"{path} lacks {missing[0]}, one of {len(shards)} files that {index.name} names")
+        weights = {name: value for shard in shards for name, value in read_safetensors(path / shard).items()}
     elif (path / "model.safetensors").is_file():
         weights = read_safetensors(path / "model.safetensors")
     elif (path / "pytorch_model.bin").is_file():
@@ -137,7 +137,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
     Raises:
-        ValueError: it is none, or one that mimkit wrote.
+        ValueError: it is not one, or mimkit wrote it.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -152,14 +152,14 @@ def read_pickled(path: Path) -> dict[str, Any]:
     """The mapping in a file of `torch.save`.
 
     Raises:
-        ValueError: it is none, or holds something that would have to be run; the message names it.
+        ValueError: it is not one, or holds something that would have to be run, which the message names.
     """
     try:
         with torch.serialization.safe_globals(STAND_INS), warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
-    except Exception as error:  # torch raises many kinds for files that are none of its own
+    except Exception as error:  # torch raises many types for files that it did not write
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
             raise ValueError(f"{path} holds {refused[1]}, which would have to be run to be read: refused") from error
@@ -173,7 +173,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Whose checkpoint it is, by the names of its weights."""
+"""The format of a checkpoint, recognised by the names of its weights."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Format(Enum):
-    """The layouts of weights that are understood."""
+    """The formats that can be imported."""
 
     MAE = "MAE with its decoder"
     VIT = "plain ViT with timm's names (MAE's encoder, or timm's)"
@@ -45,7 +45,7 @@ LICENCES = {
     Format.HF_SWIN: "Hugging Face: see the model's card",
 }
 
-# The first whose names are all there, after the prefix of the backbone is taken off.
+# The first format whose names are all present, without the prefix of a backbone, is the checkpoint's.
 SIGNATURES: tuple[tuple[Format, tuple[str, ...]], ...] = (
     (Format.HF_VITMAE, ("embeddings.cls_token", "decoder.decoder_embed.weight")),
     (Format.HF_SWIN, ("embeddings.patch_embeddings.projection.weight", "embeddings.norm.weight")),
@@ -71,7 +71,7 @@ def recognize(names: Iterable[str]) -> Format:
     """The format with these names of weights.
 
     Raises:
-        ValueError: none is known to have them.
+        ValueError: no known format has them.
     """
     bare = {BACKBONE.sub("", name) for name in names}
     for found, signature in SIGNATURES:

@@ -1,6 +1,6 @@
 """Swin: SimMIM, GreenMIM, MMPretrain's SimMIM, Hugging Face's, Microsoft's and timm's own names.
 
-timm's names are the hub: others are renamed to them first.
+All other formats are renamed to timm's names first.
 
 Shapes: D width, w side of a window, s side of a cell in pixels.
 """
@@ -168,7 +168,7 @@ def last_cell(weights: Weights) -> int:
 
 
 def move_merging(weights: Weights) -> Weights:
-    """Patch merging that stands at the end of a stage (Microsoft's code) to the start of the next (timm's)."""
+    """Move patch merging from the end of a stage (Microsoft's code) to the start of the next (timm's)."""
     if "layers.0.downsample.reduction.weight" not in weights:
         return weights
     moved = {}
@@ -181,14 +181,14 @@ def move_merging(weights: Weights) -> Weights:
 
 
 def merge_order(options: ImportOptions) -> Callable[[Tensor], Tensor]:
-    """What is done with the inputs [..., 4·C] of a patch merging: nothing, or row-first to column-first."""
+    """The reordering of a patch merging's inputs [..., 4·C]: none, or from row-first to column-first."""
     if options.patch_merge_order == "published":
         return lambda value: value
     return lambda value: value.unflatten(-1, (2, 2, -1)).transpose(-2, -3).flatten(-3)
 
 
 def merge_notes(options: ImportOptions) -> list[str]:
-    """What to say of checkpoints that may be row-first."""
+    """A note on patch merging, for formats whose checkpoints may be row-first."""
     if options.patch_merge_order == "column":
         return ["patch merging: taken to be row-first, put in the order of Microsoft's and timm's Swin"]
     return [
@@ -198,7 +198,7 @@ def merge_notes(options: ImportOptions) -> list[str]:
 
 
 def change(weights: Weights, beginning: str, function: Callable[[Tensor], Tensor]) -> Weights:
-    """The weights, changed where the pattern fits the beginning of the name."""
+    """The weights, with the function applied to those whose names begin with the pattern."""
     return {name: function(value) if re.match(beginning, name) else value for name, value in weights.items()}
 
 

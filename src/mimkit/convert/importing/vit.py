@@ -1,6 +1,6 @@
 """Plain ViTs: MAE, MMPretrain's MAE, PixMIM and MFF, Hugging Face's ViT and ViTMAE, timm's.
 
-MAE's names are the hub: others are renamed to them first.
+All other formats are renamed to MAE's names first.
 
 Shapes: D width, N cells, P prefix tokens, p side of a patch.
 """
@@ -85,7 +85,7 @@ def mmpretrain(weights: Weights, hints: Hints, options: ImportOptions) -> Transl
     filtered = any(name.startswith("target_generator.") for name in weights)
     fused = any(name.endswith("proj_weights") for name in weights)
     recipe = {(False, False): "mae", (True, False): "pixmim", (False, True): "mff", (True, True): "pixmim-mff"}
-    weights, dropped = drop(weights, ((r"target_generator\..*", "the low-pass filter, made afresh"),))
+    weights, dropped = drop(weights, ((r"target_generator\..*", "the low-pass filter, computed anew"),))
     weights = rename(weights, ((r"backbone\.(.+)", r"\1"),))
     weights = rename(
         weights,
@@ -276,7 +276,7 @@ def method_settings(hints: Hints, options: ImportOptions) -> dict[str, Any]:
 
 
 def target_notes(hints: Hints, options: ImportOptions) -> list[str]:
-    """What to say where the weights do not tell the target."""
+    """A note where the checkpoint does not tell the target."""
     if options.target or hints.normalized is not None:
         return []
     return ["taken to predict patch-normalised pixels; MAE's `visualize` weights want --target raw-pixels"]
