@@ -15,10 +15,11 @@ from torch import Tensor
 
 from mimkit.grids import Grid, patchify, unpatchify
 from mimkit.recipes import Recipe, mae
+from mimkit.targets import Target
 
 
 @dataclass(frozen=True)
-class LaplacianPyramid:
+class LaplacianPyramid(Target):
     """The bands of a cell: what each halving of the resolution loses (Burt and Adelson 1983), and what is left at last.
 
     Each band has the resolution it was lost at, so that a cell of p pixels has p², p²/4, p²/16, ... values per channel.
@@ -30,6 +31,8 @@ class LaplacianPyramid:
 
     bands: int = 3
     gains: tuple[float, ...] = (4.0, 2.0, 1.0)
+
+    picture_note = "The predicted bands added up, nothing taken from the image."
 
     def values(self, cell: int, channels: int) -> int:
         if cell % 2 ** (self.bands - 1):
@@ -48,17 +51,6 @@ class LaplacianPyramid:
             bands.append(images - F.interpolate(coarse, scale_factor=2, mode="nearest"))
             images = coarse
         return [gain * band for gain, band in zip(self.gains, [*bands, images], strict=True)]
-
-    @property
-    def picture_note(self) -> str:
-        return "The predicted bands added up, nothing taken from the image."
-
-    @property
-    def reference_names(self) -> tuple[str, ...]:
-        return ()
-
-    def references(self, images: Tensor) -> list[Tensor]:
-        return []
 
     def picture(self, prediction: Tensor, images: Tensor) -> Tensor:
         channels = images.shape[1]

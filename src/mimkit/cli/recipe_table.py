@@ -48,9 +48,3 @@ def as_table() -> str:
         lines += [f"  published {row['published']}"] if row["published"] else []
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
-
-
-def as_markdown() -> str:
-    """The summary as the README has it."""
-    rows = [f"| `{row['recipe']}` | {row['paper']} | {row['backbone']} | {row['verified']} |" for row in as_rows()]
-    return "\n".join(["| recipe | paper | backbone | verified against |", "| --- | --- | --- | --- |", *rows])
