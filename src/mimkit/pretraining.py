@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import torch
 
-from mimkit.compose import compose
+from mimkit.compose import TRAIN_SETTINGS, compose
 from mimkit.data import Cache
 from mimkit.efficiency import tune
+from mimkit.errors import flag
 from mimkit.files import absolute
 from mimkit.plan import Pretraining, plan_pretraining, random_images
 from mimkit.recipes import build
@@ -101,6 +102,12 @@ def planned_again(
     """The job that a run folder was made for; see `resume`."""
     composed = recipe_of(run.facts, run.folder, recipe)
     settings = Settings.from_json(run.facts["settings"])
+    for name, setting in TRAIN_SETTINGS.items():
+        if getattr(settings, setting) != getattr(composed.train, name):
+            raise ValueError(
+                f"{run.folder} began with {flag(setting)} {getattr(settings, setting)}, and with "
+                f"{getattr(composed.train, name)} by its recipe: one of them was changed"
+            )
     if micro_batch is None and isinstance(settings.batch_size, int) and isinstance(settings.micro_batch, int):
         share = settings.batch_size // world.size
         micro_batch = (

@@ -67,9 +67,8 @@ def load_encoder(
 
 def size_note(source: str | Path, old: tuple[int, int], new: tuple[int, int], resized: list[str]) -> str:
     """What another image size did to a source, in one line."""
-    what = (
-        f"{len(resized)} tables of positions resized ({resized[0]} first)" if resized else "it has no table to resize"
-    )
+    count = len(resized)
+    what = f"{count} table{'s' * (count > 1)} of positions resized" if resized else "no positions to resize"
     return f"{source} was trained at {old[0]} x {old[1]}, used at {new[0]} x {new[1]} pixels: {what}"
 
 

@@ -32,7 +32,7 @@ def settings(tmp_path_factory, make_photos) -> Settings:
     """Four steps of two parts each, with averages, and looks at the encoder in between."""
     data = make_photos(tmp_path_factory.mktemp("data") / "photos", count=15, classes=2, size=80)
     few = {"batch_size": 4, "micro_batch": 2, "epochs": 2, "probe_every": 1, "log_every": 1, "held_out": 0.2}
-    return Settings(data=data, compile=True, ema_decay=0.9, precision="fp32", **few, **TINY["mae"])
+    return Settings(data=data, compile=True, ema=0.9, precision="fp32", **few, **TINY["mae"])
 
 
 @pytest.fixture

@@ -124,6 +124,19 @@ def test_two_processes_train_as_one(kind, case, photos, folder, alone):
 
 
 @pytest.mark.parametrize("kind", pair.KINDS)
+def test_evaluators_can_share_their_work(kind, folder):
+    """All processes look, with the weights of the main one's checkpoint; a frozen encoder is in none."""
+    logged = rows(folder / f"together-{kind}")
+    looks, alone = ([row for row in logged if row["kind"] == kind] for kind in ("look", "main"))
+    assert [row["step"] for row in looks] == [row["step"] for row in alone] == [0, 4, 8, 12]
+    assert all(row["ranks"] == [0, 1] and row["same"] for row in looks)
+    assert {row["path"] for row in logged if row["kind"] == "skipped"} == {"0.jpg", "1.jpg"}
+    saved = load_newest(folder / f"together-{kind}" / "checkpoints")
+    assert saved.weights.keys() == {"head.weight", "head.bias"}
+    assert saved.weights["head.weight"].tolist() == alone[-1]["head"] != alone[0]["head"]
+
+
+@pytest.mark.parametrize("kind", pair.KINDS)
 def test_stopped_and_resumed_they_end_the_same(kind, folder):
     """To the last bit, from shares, with averages of the weights; the second process was asked to stop, twice."""
     assert_same_bits(folder / f"interrupted-{kind}", folder / kind / "clipped and averaged")

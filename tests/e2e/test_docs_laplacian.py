@@ -49,7 +49,7 @@ def test_it_runs_from_the_command_line(tmp_path, make_photos, capsys):
     small += ["--epochs", "1", "--batch-size", "6", "--decoder-width", "32", "--decoder-depth", "1"]
     recipe = f"{FILE}:recipe"
     assert main(["pretrain", recipe, "--data", str(photos), "--out", str(run), *small, "--decoder-heads", "2"]) == 0
-    assert json.loads((run / "run.json").read_text())["parts"]["target"] == "LaplacianPyramid"
+    assert json.loads((run / "run.json").read_text())["parts"]["target"]["name"] == "LaplacianPyramid"
     assert list((run / "reconstructions").glob("*.png"))
 
     picture = str(next(photos.glob("*.png")))

@@ -18,6 +18,7 @@ from helpers.sources import CONVMAE, SWIN, VIT, write_source
 from mimkit import convert
 from mimkit.convert import export_huggingface, export_onnx, export_safetensors, export_timm
 from mimkit.pretraining import pretrain
+from mimkit.records import as_text
 from mimkit.settings import Settings
 
 TINY = {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
@@ -168,13 +169,13 @@ def test_cards_say_what_is_true(run, tmp_path, monkeypatch, format):
     assert data["train_images"] + data["held_out_images"] == 24
     counts = f"{data['train_images']} images without their labels ({data['held_out_images']} held out)"
     assert f"Recipe `mae` on {counts}, {facts['steps']} steps." in text
-    assert facts["training"] in text
+    assert as_text(facts["training"]) in text
     assert all(f"{name} {number}" in text for name, number in facts["versions"].items())
     assert "(0.485, 0.456, 0.406)" in text
     assert "Weights you trained are yours" in text
     rows = tables(card)
     assert rows["backbone"] == VIT
-    assert rows["target"] == f"`{facts['parts']['target']}`"
+    assert rows["target"] == f"`{as_text(facts['parts']['target'])}`"
     assert rows["parameters"] == f"{facts['parameters']['encoder']:,}"
     assert "secret" not in text
     assert str(tmp_path) not in text

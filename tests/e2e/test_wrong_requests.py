@@ -273,16 +273,16 @@ WRONG_COMMANDS = {
     "resuming a run of another version": (["resume", "{here}/newer"], "teacher_momentum"),
     "resuming a run of another recipe": (
         ["resume", "{here}/other"],
-        "{here}/other small target HogOfOld LowFreqPixels",
+        "{here}/other HogOfOld",
     ),
     "resuming a run of other values": (["resume", "{here}/slower"], "{here}/slower 0.123"),
     "features of a run of another recipe": (
         ["export", "{here}/other_weights", "--format", "timm", "--out", "{here}/out.safetensors"],
-        "{here}/other_weights small target HogOfOld LowFreqPixels",
+        "{here}/other_weights encoder_of_old",
     ),
     "a size for a run": (
-        ["probe", "{finished}", "--data", "{here}/photos", "--image-size", "64"],
-        "--image-size 64 {finished}",
+        ["probe", "{finished}", "--data", "{here}/photos", "--image-size", "60"],
+        "--image-size 60 cell",
     ),
     "probe without classes": (
         ["probe", ENCODER, "--image-size", "32", "--data", "{here}/photos/class_0"],
@@ -327,16 +327,21 @@ WRONG_COMMANDS = {
 }
 
 
+OF_OLD = {"target": "HogOfOld", "encoder": "encoder_of_old"}
+
+
 @pytest.mark.parametrize(("request_", "words"), WRONG_COMMANDS.values(), ids=WRONG_COMMANDS)
 def test_commands_that_cannot_be(here, finished, capsys, request_, words):
     facts = json.loads((finished / "run.json").read_text())
     newer = facts | {"settings": facts["settings"] | {"teacher_momentum": 0.996}}
-    other = facts | {"parts": facts["parts"] | {"target": "HogOfOld()"}}
-    slower = facts | {"training": facts["training"].replace("base_lr=", "base_lr=0.123, old_lr=")}
+    old = {name: {"name": called, "values": {}} for name, called in OF_OLD.items()}
+    other, weights = (facts | {"parts": facts["parts"] | {part: old[part]}} for part in ("target", "encoder"))
+    trained = facts["training"]["values"] | {"base_lr": 0.123}
+    slower = facts | {"training": {"name": "Train", "values": trained}}
     texts = {name: json.dumps(value) for name, value in {"fresh": facts, "newer": newer, "other": other}.items()}
     texts |= {"torn": json.dumps(facts)[:100], "slower": json.dumps(slower)}
     shutil.copytree(finished, here / "other_weights")
-    (here / "other_weights" / "run.json").write_text(texts["other"])
+    (here / "other_weights" / "run.json").write_text(json.dumps(weights))
     for name, text in texts.items():
         (here / name).mkdir()
         (here / name / "run.json").write_text(text)

@@ -20,8 +20,9 @@ from torch import distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`
 
-import mimkit.report
+import mimkit.training.launch
 import mimkit.training.loop
+from helpers.regression import VALUES, Batches, FrozenEncoder
 from helpers.runs import as_flags
 from helpers.tiny import TINY, VIT
 from mimkit.cli.main import main
@@ -32,7 +33,8 @@ from mimkit.recipes import Recipe, mae
 from mimkit.settings import Settings
 from mimkit.targets import Features
 from mimkit.training import blocks, checkpoint
-from mimkit.training.distributed import Parallel
+from mimkit.training.distributed import Parallel, process_group
+from mimkit.training.loop import OnAllRanks, fit
 from mimkit.training.machine import Machine
 from mimkit.training.run_folder import Run
 
@@ -161,6 +163,22 @@ def said(arguments: list[str]) -> tuple[int, str]:
     return code, (errors.getvalue().splitlines() or [""])[-1]
 
 
+def evaluated_together(out: Path, kind: Parallel) -> None:
+    """A model with a frozen encoder, evaluated by both processes: who took part, and whether with the same weights."""
+    model, cpu = FrozenEncoder(), torch.device("cpu")
+    with process_group(cpu, kind) as world:
+
+        def look(step: int) -> dict[str, Any]:
+            found = world.gather([value.tolist() for value in model.state_dict().values()])
+            skipped = [(f"{world.rank}.jpg", "broken")] if step == 0 else []
+            same = all(weights == found[0] for weights in found)
+            return {"kind": "look", "ranks": world.gather(world.rank), "same": same, "skipped": skipped}
+
+        world.on_main(lambda: Run.create(out, {}) and None)
+        evaluators = [(4, OnAllRanks(look)), (4, lambda step: {"kind": "main", "head": model.head.weight.tolist()})]
+        fit(model, Batches(), VALUES, Run(out), evaluators=evaluators, images=10, skipped_share=0.5, world=world)
+
+
 def everything(folder: Path, photos: Path) -> dict[str, Any]:
     """All runs, and what is to be told of them beside what they wrote."""
     rank = int(os.environ["RANK"])
@@ -168,6 +186,7 @@ def everything(folder: Path, photos: Path) -> dict[str, Any]:
     for kind in KINDS:
         for case in CASES if kind == "ddp" else SHARDED:
             assert train(case, photos, folder / kind / case, kind)
+        evaluated_together(folder / f"together-{kind}", kind)
         for parts in (1, 3):
             work = partial(train, "mae", photos, folder / f"{kind}-{parts}", kind, micro_batch=6 // parts)
             found["exchanges"][f"{kind} {parts}"] = exchanges(work)
@@ -191,6 +210,6 @@ def everything(folder: Path, photos: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     blocks.BACKEND = "eager"
-    mimkit.report.write_report = lambda *_: None
+    mimkit.training.launch.write_report = lambda *_: None
     results = everything(Path(sys.argv[1]), Path(sys.argv[2]))
     (Path(sys.argv[1]) / f"found-{os.environ['RANK']}.json").write_text(json.dumps(results))

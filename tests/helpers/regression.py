@@ -30,6 +30,21 @@ class Regression(nn.Module):
         return SimpleNamespace(loss=(self.layers(x) - y).square().mean())
 
 
+class FrozenEncoder(nn.Module):
+    """A frozen encoder with batch norms and dropout under a linear head."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.encoder = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)).requires_grad_(False)
+            torch.manual_seed(1)
+            self.head = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(loss=(self.head(self.encoder(x)) - y).square().mean())
+
+
 @dataclass
 class Batch:
     """Samples, and what could not be read on the way to them."""

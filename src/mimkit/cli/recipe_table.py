@@ -1,10 +1,10 @@
 """The recipes as a table."""
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mimkit.compose import RECIPES
-from mimkit.recipes import Recipe, parts_in_words
+if TYPE_CHECKING:
+    from mimkit.recipes import Recipe
 
 ENCODERS = """\
 encoders (--backbone, --encoder): any recipe takes any backbone that its parts fit, and refuses others with the reason
@@ -15,6 +15,9 @@ encoders (--backbone, --encoder): any recipe takes any backbone that its parts f
 
 def as_rows() -> list[dict[str, Any]]:
     """One mapping for each recipe: name, paper, parts, training values, published numbers, what verifies it."""
+    from mimkit.compose import RECIPES
+    from mimkit.recipes import parts_in_words
+
     rows = []
     for name, make in RECIPES.items():
         recipe = make()
@@ -29,7 +32,7 @@ def as_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def backbone(recipe: Recipe) -> str:
+def backbone(recipe: "Recipe") -> str:
     """Which backbone a recipe has by itself, and how it is encoded."""
     assert isinstance(recipe.encoder, partial)
     name = str(recipe.encoder.keywords["name"]).partition("(")[0]

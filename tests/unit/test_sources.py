@@ -1,0 +1,103 @@
+"""Where encoders and methods come from, at their own image size or another."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from helpers.sources import SWIN, VIT, write_source
+from mimkit.backbones.resize import resize_relative_bias
+from mimkit.cli.main import main
+from mimkit.compose import compose, description_of
+from mimkit.grids import sincos_positions
+from mimkit.settings import Settings
+from mimkit.sources import load_encoder, load_method
+
+BEIT = "beit_base_patch16_224(embed_dim=48,depth=2,num_heads=4,use_abs_pos_emb=False,use_rel_pos_bias=True)"
+HIERA = "hiera_tiny_224(embed_dim=16, num_heads=1, stages=(1, 1, 2, 1))"
+
+
+def images(height: int, width: int) -> torch.Tensor:
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def test_learned_positions_are_resized_as_mae_does(tmp_path, capsys):
+    """Bicubic, no antialiasing, the class token's kept; all other weights as they were."""
+    write_source(tmp_path / "w.safetensors", "mae", backbone=VIT.replace(")", ",sincos=False)"), image_size=(64, 64))
+    built = load_encoder(tmp_path / "w.safetensors")
+    assert not capsys.readouterr().err
+    larger = load_encoder(tmp_path / "w.safetensors", image_size=(96, 128))
+    assert larger.image_size == (96, 128)
+    then, now = built.encoder.vit.pos_embed, larger.encoder.vit.pos_embed
+    grid = then[:, 1:].reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
+    expected = F.interpolate(grid, size=(6, 8), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+    assert torch.equal(now[:, 1:], expected)
+    assert torch.equal(now[:, :1], then[:, :1])
+    for (name, one), other in zip(built.state_dict().items(), larger.state_dict().values(), strict=True):
+        assert name.endswith("pos_embed") or torch.equal(one, other)
+    assert torch.equal(
+        larger(images(96, 128)), built.encoder(images(96, 128))[0].map(built.encoder.norm).tokens.mean(1)
+    )
+    assert capsys.readouterr().err == (
+        f"{tmp_path}/w.safetensors was trained at 64 x 64, used at 96 x 128 pixels: 1 table of positions resized\n"
+    )
+
+
+def test_sine_cosine_positions_are_made_afresh(tmp_path):
+    write_source(tmp_path / "w.safetensors", "mae", backbone=VIT, image_size=(64, 64))
+    larger = load_encoder(tmp_path / "w.safetensors", image_size=(96, 160))
+    assert torch.equal(larger.encoder.vit.pos_embed[0, 1:], sincos_positions((6, 10), 48))
+
+
+def test_relative_positions_are_resized_as_simmim_does(tmp_path):
+    """A BEiT's window is the image: its tables grow with it, the class token's rows apart."""
+    write_source(tmp_path / "w.safetensors", "simmim", backbone=BEIT, image_size=(64, 64), mask_cell=16)
+    built = load_encoder(tmp_path / "w.safetensors").encoder.state_dict()
+    larger = load_encoder(tmp_path / "w.safetensors", image_size=(96, 96))
+    tables = [name for name in built if name.endswith("relative_position_bias_table")]
+    assert len(tables) == 2
+    for name in tables:
+        assert torch.equal(larger.encoder.state_dict()[name], resize_relative_bias(built[name], 4, 6, 3))
+    assert larger(images(96, 96)).shape == (2, 48)
+
+
+def test_swin_keeps_its_windows(tmp_path, capsys):
+    write_source(tmp_path / "w.safetensors", "greenmim", backbone=SWIN, image_size=(64, 64))
+    built, larger = (load_encoder(tmp_path / "w.safetensors", image_size=size) for size in (None, (128, 64)))
+    assert "no positions to resize" in capsys.readouterr().err
+    for one, other in zip(built.state_dict().values(), larger.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    assert larger(images(128, 64)).shape == (2, 32)
+
+
+def test_positions_of_a_stem_whose_cells_are_no_tap(tmp_path):
+    write_source(tmp_path / "w.safetensors", "simmim", backbone=HIERA, image_size=(64, 64), mask_cell=32)
+    larger = load_encoder(tmp_path / "w.safetensors", image_size=(128, 128))
+    assert larger(images(128, 128)).shape == (2, 128)
+
+
+def test_sizes_that_do_not_fit_are_refused(tmp_path, capsys):
+    path = tmp_path / "w.safetensors"
+    write_source(path, "mae", backbone=VIT, image_size=(64, 64))
+    with pytest.raises(ValueError, match=r"--image-size: .*60"):
+        load_encoder(path, image_size=(60, 60))
+    assert main(["embed", str(path), "--data", str(tmp_path), "--out", "f.npz", "--image-size", "60"]) == 2
+    assert "--image-size: a cell of 16 pixels does not divide an image of 60 x 60 pixels" in capsys.readouterr().err
+
+
+def test_an_encoder_is_made_from_its_own_part_alone(tmp_path):
+    """Whatever else of a method this version does not know."""
+    decoder = {"decoder": {"name": "OfTomorrow", "values": {}}}
+    write_source(tmp_path / "w.safetensors", "mae", backbone=VIT, image_size=(64, 64))
+    plain = load_encoder(tmp_path / "w.safetensors")
+    asked = Settings(data="", backbone=VIT, image_size=(64, 64))
+    described = description_of("mae", compose("mae", asked), asked)
+    write_source(
+        tmp_path / "t.safetensors",
+        "mae",
+        backbone=VIT,
+        image_size=(64, 64),
+        more={"parts": described["parts"] | decoder},
+    )
+    assert torch.equal(load_encoder(tmp_path / "t.safetensors")(images(64, 64)), plain(images(64, 64)))
+    with pytest.raises(ValueError, match="this version of mimkit has no OfTomorrow"):
+        load_method(tmp_path / "t.safetensors")
