@@ -1,4 +1,4 @@
-"""Names to recipes and parts, one dict literal for each kind; and recipes made again from what files keep of them."""
+"""Names of recipes and parts, one dict literal for each kind; and recipes restored from the facts of a file."""
 
 import importlib.util
 import inspect
@@ -25,7 +25,7 @@ from mimkit.training.optim import Train
 from mimkit.training.run_folder import FORMAT
 from mimkit.views import Normalization, RandomResizedCrop, SimpleResizedCrop, View
 
-# Names of recipes and parts, as the command line has them, and nowhere else: README's lists, the settings' help and the
+# Names of recipes and parts, as on the command line, and nowhere else: README's lists, the settings' help and the
 # golden grid are checked against these. A part that is added here is also found in run folders, by its own name.
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -160,7 +160,7 @@ def compose(recipe: str, settings: Settings) -> Recipe:
 
 
 def given_statistics(settings: Settings, channels: int) -> Normalization | None:
-    """The mean and standard deviation that the settings give.
+    """The mean and std that the settings give.
 
     Raises:
         ValueError: they are for another number of channels.
@@ -173,7 +173,7 @@ def given_statistics(settings: Settings, channels: int) -> Normalization | None:
 
 
 def with_decoder_values(decoder: DecoderMaker | tuple[DecoderMaker, ...], settings: Settings) -> Any:
-    """What makes a decoder, or one for each level, with the settings' widths, depths and heads."""
+    """The maker of a decoder, or one for each level, with the settings' width, depth and heads bound."""
     if isinstance(decoder, tuple):
         return tuple(with_decoder_values(one, settings) for one in decoder)
     values = given(settings, decoder_width="width", decoder_depth="depth", decoder_heads="heads")
@@ -193,7 +193,7 @@ def with_train_values(base: Train, settings: Settings) -> Train:
 
 
 def description_of(name: str, recipe: Recipe, settings: Settings) -> dict[str, Any]:
-    """What run.json and exported files say of a recipe: `restore_recipe` makes it again."""
+    """The facts of a recipe that run.json and exported files keep, for `restore_recipe`."""
     return {
         "format": FORMAT,
         "recipe": name,
@@ -204,11 +204,11 @@ def description_of(name: str, recipe: Recipe, settings: Settings) -> dict[str, A
 
 
 def restore_recipe(facts: dict[str, Any], *, encoder_only: bool = False) -> Recipe:
-    """The recipe that run.json or an exported file describes, from its parts; what its name means today is not asked.
+    """The recipe that run.json or an exported file describes, from its parts, whatever its name stands for today.
 
     Args:
         facts: "recipe", "settings" and "parts" of either, in any format.
-        encoder_only: whoever asks wants the encoder, its images and their normalisation; the other parts are MAE's.
+        encoder_only: restore only the encoder, its image size and normalisation; the other parts are MAE's.
 
     Raises:
         ValueError: this version does not know a part, or one of its values.
@@ -231,7 +231,7 @@ def restore_recipe(facts: dict[str, Any], *, encoder_only: bool = False) -> Reci
         if not is_record(record) and not (name == "decoder" and isinstance(record, list)):
             raise ValueError(f"its {name} is {record!r}, which is no part")
     made = {name: make(record, KNOWN) for name, record in records.items()}
-    made["encoder"] = partial(made["encoder"], pretrained=False)  # weights are the file's
+    made["encoder"] = partial(made["encoder"], pretrained=False)  # the weights come from the file
     if encoder_only:
         return replace(r.mae(), **made, **values)
     train = make(training, KNOWN) if training else find_recipe(facts["recipe"]).train
@@ -239,12 +239,12 @@ def restore_recipe(facts: dict[str, Any], *, encoder_only: bool = False) -> Reci
 
 
 def require_same_parts(facts: dict[str, Any], recipe: Recipe, source: object) -> None:
-    """Refuse weights of a recipe from a user's file that has other parts today than when they were trained.
+    """Refuse weights of a recipe from a user's file that has other parts now than when they were trained.
 
     Of a file that holds an encoder only, no other part matters.
 
     Raises:
-        ValueError: it has; the message names the part and both its forms.
+        ValueError: a part has changed; the message shows both its forms.
     """
     for name, now in record_of_parts(recipe).items():
         then = facts["parts"].get(name, now)
@@ -259,7 +259,7 @@ def find_recipe(name: str) -> Recipe:
     """A recipe by its name, or by FILE.py:NAME from a file of the user's own, which is run.
 
     Raises:
-        ValueError: there is none, or what the file has under that name makes no recipe.
+        ValueError: there is none, or the file's function of that name returns no recipe.
     """
     file, colon, function = name.rpartition(":")
     if not colon or not file.endswith(".py"):
@@ -292,7 +292,7 @@ def with_fields(part: Any, values: dict[str, Any]) -> Any:
 
 
 def with_values(flags: str, make: Callable[..., Any], values: dict[str, Any]) -> Callable[..., Any]:
-    """What makes a part, with some of its arguments bound.
+    """The maker of a part, with some of its arguments bound.
 
     Raises:
         ValueError: it takes no such argument.
@@ -305,7 +305,7 @@ def with_values(flags: str, make: Callable[..., Any], values: dict[str, Any]) ->
 
 
 def in_pairs(values: Sequence[float]) -> tuple[tuple[float, float], ...]:
-    """Numbers two by two.
+    """Numbers grouped into pairs.
 
     Raises:
         ValueError: an odd number of them.
@@ -323,5 +323,5 @@ def choose(what: str, name: str, options: dict[str, Any]) -> Any:
 
 
 def given(settings: Settings, **names: str) -> dict[str, Any]:
-    """The settings that were given, under the parts' own names for them."""
+    """The settings that were given, under the names of the parts' arguments."""
     return {new: getattr(settings, old) for old, new in names.items() if getattr(settings, old) is not None}

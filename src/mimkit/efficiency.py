@@ -10,7 +10,7 @@ from mimkit.training.precision import Precision
 
 
 def tune(model: nn.Module, device: torch.device, precision: Precision) -> None:
-    """Choose how a device trains a model: attention, blocks that keep less, predictions of scored cells only."""
+    """Choose how a model is trained on a device: attention, lean blocks, predictions of scored cells only."""
     tune_attention(model, device, precision)
     use_lean_blocks(model)
     for module in model.modules():

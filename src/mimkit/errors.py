@@ -29,7 +29,7 @@ class TooManyBadImages(CannotGoOn):
 
 
 class DataUnreachable(CannotGoOn):
-    """Data cannot be fetched from where they lie, whether for now or for good."""
+    """Remote data cannot be fetched, whether for now or for good."""
 
 
 class BadImage(Exception):
@@ -47,6 +47,10 @@ class BadImage(Exception):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+class Torn(Exception):
+    """A checkpoint that is incomplete or whose contents do not match their checksums."""
 
 
 class TrainingStopped(RuntimeError):

@@ -1,4 +1,4 @@
-"""An encoder with all it needs to read images: what every probe, task and analysis starts from.
+"""An encoder with its normalisation, which reads images: the start of every probe, task and analysis.
 
 Shapes: B batch, C image channels, H W pixels, D width.
 """
@@ -17,7 +17,7 @@ from mimkit.views import CenterCrop, Normalization
 
 
 class HasEncoder(Protocol):
-    """What `ImageEncoder.of` takes: a `Method`, or whatever else has these two."""
+    """What `ImageEncoder.of` takes: a `Method`, or anything else with these two attributes."""
 
     @property
     def encoder(self) -> Encoder: ...
@@ -27,11 +27,11 @@ class HasEncoder(Protocol):
 
 
 class ImageEncoder(nn.Module):
-    """An encoder with all it needs to read images.
+    """An encoder with its normalisation, which reads images.
 
     Args:
         encoder: the backbone.
-        normalization: of its pixels.
+        normalization: of the images it takes.
     """
 
     def __init__(self, encoder: Encoder, normalization: Normalization) -> None:

@@ -1,4 +1,4 @@
-"""The kinds of jobs by the name that run.json keeps: who continues a run, who makes a model again for trial steps.
+"""The kinds of jobs by their name in run.json: what continues a run, and what builds its model for trial steps.
 
 Run as a program, this serves `mimkit.training.auto_batch`: a request on stdin, trials on stdout.
 """
@@ -21,7 +21,7 @@ class Kind:
 
     Args:
         resume: continues a run of it; see `resume`.
-        make_for_trials: makes its model from a `Job.request`.
+        make_for_trials: builds its model from a `Job.request`.
     """
 
     resume: Callable[..., bool]

@@ -72,7 +72,7 @@ class Method(nn.Module):
             mask: what to hide; left out, the method draws its own. One with copies has so many rows per image.
             keys: int64 [B], the draws to take: the same keys give the same masks. Left out, they come from torch's
                 global generator.
-            batch_key: int64 [1], the draw of what a whole batch shares, for images that are a part of one. Left out, it
+            batch_key: int64 [1], the draw of what a whole batch shares, for images that are a slice of it. Left out, it
                 is the first of the keys.
 
         Raises:

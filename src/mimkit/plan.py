@@ -27,19 +27,19 @@ from mimkit.training.optim import Train
 from mimkit.training.precision import choose_precision, refuse_batch_norms
 from mimkit.training.run_folder import Run
 
-PICTURES = 8
+PICTURES = 8  # of reconstructions, in each evaluation
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pretraining(Job):
-    """A request to pre-train with everything resolved and built; further attributes are those of every `Job`.
+    """A request to pre-train, resolved and built; further attributes are those of every `Job`.
 
     Args:
         name: of the recipe: a name, or FILE.py:NAME.
         recipe: as it is trained.
         settings: the request, every value resolved.
         train_images, held_out: the data.
-        notes: what was decided for the user, a line each.
+        notes: choices made for the user, a line each.
     """
 
     kind: ClassVar[str] = "pretrain"  # type: ignore[misc]
@@ -60,15 +60,15 @@ class Pretraining(Job):
     def batches(
         self, workers: int = 0, world: World = SINGLE, *, prefetch: int = 2, pin_memory: bool = False
     ) -> TrainBatches:
-        share = self.train.batch_size // world.size
-        micro_batch = share if self.micro_batch == "auto" else self.micro_batch
+        per_rank = self.train.batch_size // world.size
+        micro_batch = per_rank if self.micro_batch == "auto" else self.micro_batch
         return TrainBatches(
             self.train_images,
             view=self.recipe.view,
             size=self.recipe.image_size,
             channels=self.recipe.channels,
             batch_size=self.train.batch_size,
-            accumulation=share // micro_batch,
+            accumulation=per_rank // micro_batch,
             repeats=self.settings.repeats,
             decode=self.settings.decode,
             seed=self.settings.seed,
@@ -82,7 +82,7 @@ class Pretraining(Job):
     def evaluators(
         self, run: Run, *, device: torch.device, workers: int, world: World
     ) -> Sequence[tuple[int, Evaluator]]:
-        """A probe of the encoder and pictures of reconstructions, of held-out images."""
+        """A probe of the encoder and reconstructions, both on the held-out split."""
         if not len(self.held_out):
             return ()
         assert self.settings.probe_every is not None
@@ -137,7 +137,7 @@ class Pretraining(Job):
 
     @property
     def fingerprint(self) -> str:
-        """Of the names and labels of all images, training and held out."""
+        """Of the names and labels of all images, of both splits."""
         return f"{self.train_images.fingerprint()}-{self.held_out.fingerprint()}"
 
     def micro_batches(self, world: World) -> list[int]:
@@ -174,14 +174,14 @@ def plan_pretraining(
         name: of the recipe.
         recipe: composed with the settings.
         settings: the request.
-        device: where it is to run.
-        world: the processes that share each batch.
-        cache: of shards that come from elsewhere.
+        device: where to train.
+        world: the ranks.
+        cache: of remote shards.
 
     Raises:
         ValueError: a value that is wrong or does not fit another; the message names both.
         FileNotFoundError: no such data.
-        DataUnreachable: it lies elsewhere, and cannot be fetched.
+        DataUnreachable: remote data cannot be fetched.
     """
     if settings.compile:
         require_compiler(device)
@@ -237,7 +237,7 @@ def plan_pretraining(
 
 
 def random_images(recipe: Recipe, count: int) -> dict[str, Tensor]:
-    """What a method is called with: images of random bytes, uint8 [B, C, H, W], and keys."""
+    """Inputs of a method: images of random bytes, uint8 [B, C, H, W], and keys."""
     drawn = torch.Generator().manual_seed(0)
     shape = (count, recipe.channels, *recipe.image_size)
     return {
@@ -249,28 +249,28 @@ def random_images(recipe: Recipe, count: int) -> dict[str, Tensor]:
 def resolved_micro_batch(
     settings: Settings, batch_size: int, processes: int, device: torch.device
 ) -> int | Literal["auto"]:
-    """The images that a process computes at once, given or chosen: at most 128 on a CPU, 256 elsewhere.
+    """The images that a rank computes at once, as given; by default at most 128 on a CPU, 256 elsewhere.
 
     Raises:
         ValueError: batch size, processes, micro-batch and repeats do not divide each other.
     """
     if batch_size % processes:
         raise ValueError(f"{processes} processes cannot share --batch-size {batch_size} equally")
-    share, repeats = batch_size // processes, settings.repeats
-    of = f"the {share} images of each of {processes} processes" if processes > 1 else f"the batch size of {share}"
-    if share % repeats:
-        raise ValueError(f"--repeats {repeats} does not divide the {share} images that a process computes in a step")
+    per_rank, repeats = batch_size // processes, settings.repeats
+    of = f"the {per_rank} images of each of {processes} processes" if processes > 1 else f"the batch size of {per_rank}"
+    if per_rank % repeats:
+        raise ValueError(f"--repeats {repeats} does not divide the {per_rank} images that a process computes in a step")
     if settings.micro_batch == "auto":
         return "auto"
-    most, sizes = 128 if device.type == "cpu" else 256, divisors(share, repeats)
+    most, sizes = 128 if device.type == "cpu" else 256, divisors(per_rank, repeats)
     micro_batch = settings.micro_batch or max((size for size in sizes if size <= most), default=sizes[0])
-    if share % micro_batch:
+    if per_rank % micro_batch:
         raise ValueError(f"--micro-batch {micro_batch} does not divide {of}")
     if micro_batch % repeats:
         raise ValueError(f"--repeats {repeats} does not divide the {micro_batch} images computed at once")
     return micro_batch
 
 
-def divisors(share: int, repeats: int) -> list[int]:
-    """The micro-batches that a process's share of a batch can be cut into, of all views of so many images each."""
-    return [size for size in range(repeats, share + 1, repeats) if share % size == 0]
+def divisors(per_rank: int, repeats: int) -> list[int]:
+    """The sizes of micro-batches that divide a rank's slice of a batch, each with all views of its images."""
+    return [size for size in range(repeats, per_rank + 1, repeats) if per_rank % size == 0]

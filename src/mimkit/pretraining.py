@@ -1,4 +1,4 @@
-"""Pre-training, from a request to a run folder."""
+"""Pre-training: a request started in a new run folder, or continued from one."""
 
 import math
 from dataclasses import replace
@@ -33,14 +33,14 @@ def pretrain(recipe: str, settings: Settings, out: Path, *, machine: Machine = H
 
     Args:
         recipe: a name of `mimkit recipes`, or FILE.py:NAME.
-        settings: what to train, on what.
+        settings: what to train on which data.
         out: the run folder; refused when it is not empty.
         machine: device, data workers and the like.
-        overwrite: replace a run that is there. One that the same job of torchrun began is continued instead.
+        overwrite: replace a run that is there. One that the same torchrun job began is continued instead.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError: a request that cannot be met; nothing has been written.
-        TrainingStopped: the run cannot go on.
+        TrainingStopped: the run cannot continue.
     """
     out = Path(out)
     device = choose_device(machine.device)
@@ -65,14 +65,14 @@ def resume(
     recipe: str | None = None,
     micro_batch: int | Literal["auto"] | None = None,
 ) -> bool:
-    """Continue a run exactly where its last checkpoint left it, with however many processes.
+    """Continue a run exactly where its last checkpoint left it, with any number of ranks.
 
     Args:
         run: what to continue.
         machine: device, data workers and the like.
         recipe: FILE.py:NAME, for a run made with a recipe from a file of your own.
-        micro_batch: images computed at once from now on, auto for what trials find; another number than before changes
-            results by rounding, and batch normalisation's statistics.
+        micro_batch: images computed at once from now on; auto finds it by trial steps. Another number than before
+            changes results by rounding, and by batch normalisation's statistics.
 
     Raises:
         ValueError: the images are not those the run began with.
@@ -85,7 +85,7 @@ def resume(
 
 
 def is_of_this_job(out: Path) -> bool:
-    """Whether the folder's run was begun by the same job of torchrun, which then lost a process and started again."""
+    """Whether the same torchrun job began the run in this folder, and restarted after a process died."""
     job = torchrun_job()
     return job is not None and (out / "run.json").is_file() and Run(out).facts.get("job") == job
 
@@ -109,9 +109,9 @@ def planned_again(
                 f"{getattr(composed.train, name)} by its recipe: one of them was changed"
             )
     if micro_batch is None and isinstance(settings.batch_size, int) and isinstance(settings.micro_batch, int):
-        share = settings.batch_size // world.size
+        per_rank = settings.batch_size // world.size
         micro_batch = (
-            settings.micro_batch if share % settings.micro_batch == 0 else math.gcd(share, settings.micro_batch)
+            settings.micro_batch if per_rank % settings.micro_batch == 0 else math.gcd(per_rank, settings.micro_batch)
         )
     settings = replace(settings, micro_batch=micro_batch)
     name, cache = recipe or run.facts["recipe"], Cache.at(machine.cache, machine.cache_gb)
@@ -122,7 +122,7 @@ def planned_again(
 
 
 def make_for_trials(request: dict[str, Any]) -> Trialled:
-    """The method of a job's `request`, as it is trained, in another process."""
+    """The method of a job's `request`, as it is trained, for trials in another process."""
     recipe = recipe_of(request, "this request", request["recipe"] if ":" in request["recipe"] else None)
     method = build(recipe)
     tune(method, torch.device("cpu"), recipe.train.precision)

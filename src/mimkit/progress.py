@@ -25,10 +25,10 @@ class Progress:
 
     Args:
         steps: of the whole run.
-        done: steps that were done before.
+        done: steps that are done already.
         images_per_step: for images per second.
         unit: the name of a step in plain lines.
-        silent: print nothing, as on all ranks but the first.
+        silent: print nothing, as on all ranks but rank 0.
     """
 
     def __init__(

@@ -12,8 +12,8 @@ from torch import Tensor
 # Constants of SplitMix64 (Steele, Lea, Flood 2014), written as signed 64-bit integers.
 _GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 
-# With these many rounds the permutations of three and four things are equally likely within 1 in 10,000; more things
-# are mixed faster.
+# With these many rounds the permutations of three and four items are equally likely within 1 in 10,000; more items
+# mix faster.
 _ROUNDS = 16
 
 Integers = TypeVar("Integers", Tensor, np.ndarray)
@@ -38,11 +38,11 @@ def random_orders(keys: Tensor, count: int) -> Tensor:
 
 
 def shuffled(keys: np.ndarray, places: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """What is at some places of random permutations, without the rest of them: int64 [B] each, which may broadcast.
+    """The values at some places of random permutations, without computing the rest: int64 [B] each, may broadcast.
 
-    Key k's permutation of range(n) has the same value at a place whatever else is asked for; so a batch of any data set
-    costs the batch, not the data set. It is a Feistel network on the smallest square of n numbers or more, passed again
-    by what comes out beyond n, which is less than 2 / sqrt(n) of it.
+    Key k's permutation of range(n) has the same value at a place whatever other places are computed; so the cost is
+    that of the batch, not of the data set. It is a Feistel network on the smallest square of n numbers or more, applied
+    again to results beyond n, which are less than 2 / sqrt(n) of all.
     """
     keys, places, counts = np.broadcast_arrays(keys, places, counts)
     values, beyond = places.copy(), np.ones(places.shape, dtype=bool)

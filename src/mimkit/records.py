@@ -1,8 +1,8 @@
 """Parts as names and values: what run.json and exported files keep of them, and parts made again from that.
 
 A record is `{"name": "RandomMask", "values": {"ratio": 0.75, ...}}`; values may be records, or lists of them. It has
-all values, defaults too, so that a part is made again as it was, whatever is default by then. Files of format 1 have
-Python's text of a part instead, `RandomMask(ratio=0.75)`, which `parse_text` reads.
+all values, defaults too, so that a part is restored as it was even after a default has changed. Files of format 1 have
+a part's repr instead, `RandomMask(ratio=0.75)`, which `parse_text` reads.
 """
 
 import ast
@@ -47,13 +47,13 @@ def record_of(part: Any) -> Any:
 
 
 def defaults_of(make: Callable[..., Any]) -> dict[str, Any]:
-    """The arguments of a class or function that have defaults, but for those that `build` fills in."""
+    """The arguments of a class or function that have defaults, apart from those that `build` fills in."""
     parameters = inspect.signature(make).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in FILLED_IN}
 
 
 def parse_text(text: str) -> Any:
-    """The record, or list of records, that Python's text of parts stands for: `Hog(bins=9, offsets=())`.
+    """The record, or list of records, for the repr of a part or of several: `Hog(bins=9, offsets=())`.
 
     Raises:
         ValueError: it is no such text.
@@ -77,7 +77,7 @@ def parse_text(text: str) -> Any:
 
 
 def up_to_date(record: Any) -> Any:
-    """A record under today's names."""
+    """A record with today's names for parts and values."""
     if isinstance(record, list):
         return [up_to_date(one) for one in record]
     if not is_record(record):
@@ -90,7 +90,7 @@ def up_to_date(record: Any) -> Any:
 
 
 def make(record: Any, known: Mapping[str, Any]) -> Any:
-    """The inverse of `record_of`, from known dataclasses, classes, functions and members by name. Runs nothing else.
+    """The inverse of `record_of`, from known dataclasses, classes, functions and members by name. Calls nothing else.
 
     Values that a record lacks have today's defaults.
 
@@ -122,7 +122,7 @@ def is_record(value: Any) -> bool:
 
 
 def same(then: Any, now: Any, known: Mapping[str, Any]) -> bool:
-    """Whether two records are of equal parts: where one lacks a value, the other has the default."""
+    """Whether two records describe equal parts: a value that one lacks must be the default in the other."""
     if isinstance(then, list) and isinstance(now, list):
         return len(then) == len(now) and all(same(a, b, known) for a, b in zip(then, now, strict=True))
     if not (is_record(then) and is_record(now)):

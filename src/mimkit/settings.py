@@ -1,4 +1,4 @@
-"""A request to pre-train, as plain values: what the command line's flags are made from and what run.json keeps."""
+"""A request to pre-train, as plain values: the source of the command line's flags, and kept in run.json."""
 
 import ast
 import functools
@@ -56,7 +56,7 @@ class Settings:
     mean: tuple[float, ...] | None = None
     """Mean of each channel's pixels in 0..1; default: ImageNet's."""
     std: tuple[float, ...] | None = None
-    """Their deviation; default: ImageNet's."""
+    """Standard deviation of each channel's pixels; default: ImageNet's."""
     view: Annotated[str | None, arg(help=f"Training crop: {names_of('VIEWS')}.")] = None
     mask: Annotated[str | None, arg(help=f"How cells are hidden: {names_of('MASKS')}; shared: one a batch.")] = None
     mask_ratio: float | None = None
@@ -84,25 +84,26 @@ class Settings:
     """Images that a process computes at once; gradients accumulate up to the batch size. auto: what trial steps find to
     fit into memory and to be fast; default: at most 128 on a CPU, 256 elsewhere."""
     repeats: int = 1
-    """Views, each with its own mask, cut from an image that is decoded once. Steps and epochs have as many views as
-    without; a pass over all images takes so many epochs."""
+    """Views, each with its own mask, of an image that is decoded once (repeated augmentation). The number of views per
+    step and epoch stays; it takes so many epochs to see all images."""
     decode: Literal["auto", "simplejpeg", "pillow"] = "auto"
-    """What reads training images: auto takes simplejpeg where it is installed (pip install mimkit[fast]); pillow is the
+    """Decoder of training images: auto takes simplejpeg where it is installed (pip install mimkit[fast]); pillow is the
     reference, from which it differs by a mean of 0.04 grey levels."""
     base_lr: float | None = None
     """Peak learning rate for 256 images per step (SimMIM's recipes: 512); it is scaled with the batch size."""
     warmup_epochs: float | None = None
     """Default: the recipe's, at most 15 % of the epochs."""
     warmup_lr: float | None = None
-    """Where the warm-up begins; scaled like base_lr."""
+    """Learning rate at the start of the warm-up; scaled like base_lr."""
     min_lr: float | None = None
-    """Where the cosine ends; scaled like base_lr."""
+    """Learning rate at the end of the cosine; scaled like base_lr."""
     weight_decay: float | None = None
     clip_grad: float | None = None
     """Largest gradient norm."""
     precision: Literal["bf16", "bf16-pure", "fp32"] | None = None
-    """bf16 casts what matrix products take, over float32 weights; bf16-pure keeps weights, gradients and moments in
-    bfloat16 too, in 10 instead of 16 bytes a weight. Default: bf16 where the device computes fast in it, else fp32."""
+    """bf16 casts what matrix products take, over float32 weights; bf16-pure keeps weights, gradients and optimizer
+    state in bfloat16 too, in 10 instead of 16 bytes a weight. Default: bf16 where the device computes fast in it, else
+    fp32."""
     compile: bool = False
     """Compile each block of the model (torch.compile), which takes minutes before the first step. Needs a C++ compiler
     on a CPU, Triton elsewhere."""
@@ -110,7 +111,7 @@ class Settings:
     """Decay per step of a moving average of the weights, such as 0.999, which is then what is probed and exported."""
     seed: int = 0
     probe_every: int | None = None
-    """Epochs between looks at the encoder (probe and pictures); default: before, and five times during the run."""
+    """Epochs between evaluations (probe and reconstructions); default: before, and five times during the run."""
     probe_images: int = 1000
     """Images that the probe shown while training is fitted on, at most; as many held-out ones score it."""
     log_every: int = 10
@@ -185,7 +186,7 @@ class ImportOptions:
     mean: tuple[float, ...] | None = None
     """of each channel, that images are normalised with; default: the checkpoint's, or ImageNet's."""
     std: tuple[float, ...] | None = None
-    """the same for the deviation."""
+    """the same for the standard deviation."""
     strict: bool = True
     """refuse a checkpoint with weights missing or left over; --no-strict reports them."""
 

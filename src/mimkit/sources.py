@@ -38,7 +38,7 @@ def load_encoder(
 
     Args:
         source: see the module's first lines.
-        image_size: (H, W), where it is to be another than the source's own. Tables of positions are resized; a line on
+        image_size: (H, W); None takes the source's own. For another, tables of positions are resized, and a line on
             stderr says so.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
 
@@ -66,14 +66,14 @@ def load_encoder(
 
 
 def size_note(source: str | Path, old: tuple[int, int], new: tuple[int, int], resized: list[str]) -> str:
-    """What another image size did to a source, in one line."""
+    """How a source was resized to another image size, in one line."""
     count = len(resized)
     what = f"{count} table{'s' * (count > 1)} of positions resized" if resized else "no positions to resize"
     return f"{source} was trained at {old[0]} x {old[1]}, used at {new[0]} x {new[1]} pixels: {what}"
 
 
 def pretrained_config(name: str) -> Any:
-    """What timm knows of a model's weights, or None."""
+    """Timm's configuration of a model's pre-trained weights, or None."""
     name, _ = parse_name(name)
     try:
         return timm.get_pretrained_cfg(name) if timm.is_model(name) else None
@@ -103,10 +103,10 @@ def load_method(source: str | Path, *, recipe: str | None = None) -> Method:
 
 
 def fill(module: nn.Module, weights: dict[str, Tensor], source: str | Path) -> None:
-    """Load weights that must fit to the last one.
+    """Load weights strictly.
 
     Raises:
-        ValueError: they do not, as those of another version of mimkit.
+        ValueError: names or shapes do not match, as for weights of another version of mimkit.
     """
     try:
         module.load_state_dict(weights)
@@ -117,8 +117,7 @@ def fill(module: nn.Module, weights: dict[str, Tensor], source: str | Path) -> N
 def recipe_of(
     facts: dict[str, Any], source: object, recipe: str | None = None, *, encoder_only: bool = False
 ) -> Recipe:
-    """The recipe that a source was made with, from its parts. One from a user's file is run only where the caller names
-    it.
+    """The recipe that a source was made with, from its parts. A user's file is run only if the caller names it.
 
     Args:
         facts: what run.json or an exported file says.
@@ -127,7 +126,7 @@ def recipe_of(
         encoder_only: see `restore_recipe`.
 
     Raises:
-        ValueError: it is from a file that was not named or has other parts today, or this version lacks a part.
+        ValueError: it is from a file that was not named, or has other parts now, or this version lacks a part.
     """
     made_with = facts["recipe"]
     if ":" in made_with and recipe is None:
@@ -143,7 +142,7 @@ def recipe_of(
 
 
 def read_source(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a run folder or an exported file says of itself (recipe, settings, parts), and its weights.
+    """The facts of a run folder or an exported file (recipe, settings, parts), and its weights.
 
     Raises:
         ValueError: it is neither, or holds no weights.

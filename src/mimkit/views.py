@@ -20,7 +20,7 @@ MOST_ELONGATED = 16
 
 
 class Picture(Protocol):
-    """An image that can be cut, decoded or not yet: how much must be decoded is known only with the box.
+    """An image that can be cut. It may not be decoded yet: the box decides how much of it must be.
 
     Args:
         size: (width, height), upright.
@@ -56,7 +56,7 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class Normalization:
-    """Per-channel mean and deviation of pixels in 0..1."""
+    """Per-channel mean and std of pixels in 0..1."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -70,7 +70,7 @@ class Normalization:
         return cls((mean,) * channels, (std,) * channels)
 
     def apply(self, pixels: Tensor) -> Tensor:
-        """Float pixels in 0..1, [B, C, H, W], to about zero mean and unit deviation."""
+        """Float pixels in 0..1, [B, C, H, W], to about zero mean and unit std."""
         mean, std = self._columns(pixels)
         return (pixels - mean) / std
 
@@ -84,7 +84,7 @@ class Normalization:
         return self.apply(images.to(torch.float32, memory_format=torch.contiguous_format) / 255)
 
     def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        if like.shape[-3] != len(self.mean):  # one channel would be broadcast to three without a word
+        if like.shape[-3] != len(self.mean):  # one channel would silently be broadcast to three
             raise ValueError(f"images of {like.shape[-3]} channels, but a normalisation for {len(self.mean)}")
         values = torch.tensor([self.mean, self.std], dtype=torch.float32, device=like.device)
         return values[0, :, None, None], values[1, :, None, None]
@@ -189,11 +189,11 @@ def mirrored(pixels: np.ndarray) -> np.ndarray:
     if not pixels.flags.c_contiguous or min(pixels.strides) < 0:
         pixels = pixels.copy()
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    return image.flip(3)[0].permute(1, 2, 0).numpy()  # numpy takes ten times as long to copy reversed pixels
+    return image.flip(3)[0].permute(1, 2, 0).numpy()  # NumPy takes ten times as long to copy reversed pixels
 
 
 def as_picture(image: Picture | Image.Image) -> Picture:
-    """The image, if need be in the form that views cut."""
+    """The image as a `Picture`."""
     return PillowPicture(image) if isinstance(image, Image.Image) else image
 
 
@@ -219,13 +219,13 @@ def _crop(image: Image.Image, box: Box) -> Image.Image:
     if box == (0, 0, image.width, image.height):
         return image
     width, height = box[2] - box[0], box[3] - box[1]
-    if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):  # Image.crop takes so large a box for a bomb
+    if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):  # Image.crop takes it for a decompression bomb
         return image.transform((width, height), Image.Transform.EXTENT, box)
     return image.crop(box)
 
 
 def _between(low: float, high: float, rng: np.random.Generator) -> float:
-    return low + (high - low) * rng.random()  # a third of the time of rng.uniform
+    return low + (high - low) * rng.random()  # takes a third of the time of rng.uniform
 
 
 def _below(count: int, rng: np.random.Generator) -> int:

@@ -19,8 +19,9 @@ from helpers.processes import run_together, torchrun
 from helpers.runs import as_flags
 from helpers.tiny import TINY
 from mimkit.cli.main import main
+from mimkit.errors import Torn
 from mimkit.settings import Settings
-from mimkit.training.checkpoint import Torn, load, load_newest, recover
+from mimkit.training.checkpoint import load, load_newest, recover
 
 # Two are broken, which all processes must replace by the same images, and count once.
 PHOTOS = {"count": 17, "classes": 2, "size": 80, "broken": range(3, 5)}
@@ -166,7 +167,7 @@ def test_a_lost_process_is_replaced(folder, photos, tmp_path):
 SAID = {  # by the first process, and by the second, in which it happens
     "disk": ("step-00000002 cannot be written, earlier checkpoints are kept: [Errno 28] No space left on device",) * 2,
     "memory": (
-        "mimkit: another process of this run was lost in step 2; the last checkpoint is kept",
+        "mimkit: another process of this run died in step 2; the last checkpoint is kept",
         "mimkit: out of memory in step 2, with --micro-batch 3; the last checkpoint is kept",
     ),
 }

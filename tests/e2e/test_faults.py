@@ -89,9 +89,9 @@ FAULTS = {
         "cannot be written, earlier checkpoints are kept: [Errno 28] No space left on device; "
         "what was saved is kept, go on with: mimkit resume {run}",
     ),
-    "a lost reading process": (
+    "a dead data worker": (
         lambda patch: patch.setattr(Progress, "step", after(LATE, kill_worker)),
-        "a process that reads images was lost in step {step}: DataLoader worker",
+        "a data worker died in step {step}: DataLoader worker",
     ),
     "an error of another library": (
         lambda patch: patch.setattr(probes, "linear", calling(3, ValueError("Input X contains\nNaN."), probes.linear)),
@@ -106,7 +106,7 @@ def test_a_fault_is_told_in_a_line_and_the_run_goes_on(fault, photos, undisturbe
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         cause(patch)
-        assert main(command(photos, out, workers=int("reading" in fault))) == 1
+        assert main(command(photos, out, workers=int("worker" in fault))) == 1
     saved = load_newest(out / "checkpoints")
     assert saved is not None
     step = saved.state["step"] + 1

@@ -1,16 +1,23 @@
 """Runs of any kind: who continues them, and what a job of another kind is told."""
 
 import json
+from dataclasses import dataclass
+from typing import Literal
 
 import pytest
+import torch
+from torch import nn
 
 from helpers.plans import planned, settings
+from helpers.regression import VALUES, Batches, Regression, same, weights
 from mimkit.cli.main import main
 from mimkit.jobs import KINDS, resume
 from mimkit.pretraining import make_for_trials, pretrain
 from mimkit.training import launch
 from mimkit.training.distributed import SINGLE
+from mimkit.training.job import Job
 from mimkit.training.machine import Machine
+from mimkit.training.optim import Train
 from mimkit.training.run_folder import Run
 
 HERE = Machine(device="cpu", workers=0)
@@ -66,3 +73,35 @@ def test_a_job_asks_for_what_another_process_can_make(photos):
     assert {name: value.shape for name, value in job.random_inputs(3).items()} == {
         name: value.shape for name, value in trialled.random_inputs(3).items()
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smallest(Job):
+    """All that a job must have."""
+
+    kind = "smallest"
+    model: nn.Module
+    train: Train
+    samples: int = 8
+    micro_batch: int | Literal["auto"] = 8
+
+    def batches(self, workers=0, world=SINGLE, *, prefetch=2, pin_memory=False) -> Batches:
+        return Batches()
+
+    def facts(self) -> dict[str, object]:
+        return {"seen": "regression"}
+
+
+def test_a_job_of_ones_own_shares_loop_run_folder_and_report(tmp_path, capsys):
+    job, out, device = Smallest(model=Regression(), train=VALUES), tmp_path / "run", torch.device("cpu")
+    assert launch.start(job, out, HERE, device, SINGLE)
+    run = Run(out)
+    assert (run.kind, run.facts["seen"], run.facts["steps"], run.train) == ("smallest", "regression", 12, VALUES)
+    assert "smallest" in (out / "report.html").read_text()
+    again = Smallest(model=Regression(seed=1), train=VALUES)
+    assert launch.proceed(again, run, HERE, device, SINGLE)  # it was done: nothing but its weights
+    assert same(weights(again.model), weights(job.model))
+    asking = Smallest(model=Regression(), train=VALUES, micro_batch="auto")
+    with pytest.raises(ValueError, match="--micro-batch auto: a job of kind smallest cannot be tried out on cpu"):
+        launch.start(asking, tmp_path / "other", HERE, device, SINGLE)
+    assert not (tmp_path / "other").exists()

@@ -55,7 +55,7 @@ def export(
             onnxruntime; safetensors: the whole method.
         out: file, or for hf a new folder, to write.
         encoder_only: for hf: leave the decoder out.
-        image_size: one number or height and width, for timm:NAME and random:NAME.
+        image_size: one number or height and width; default: the source's own. Positions are resized.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
     """
     if encoder_only and format != "hf":

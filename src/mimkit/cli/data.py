@@ -36,13 +36,13 @@ def pack(
     from mimkit.training.hardware import choose_workers
     from mimkit.training.machine import Machine
 
-    readers = choose_workers(Machine(workers=workers).workers)
+    count = choose_workers(Machine(workers=workers).workers)
     with naming("PATH"):
         images, splits = all_with_splits(path)
     with Progress(steps=len(images), done=0, images_per_step=1, unit="image") as progress:
         progress.summary = "packed"
         done = write_pack(
-            images, splits, out, short_side=short_side, quality=quality, workers=readers, report=progress.step
+            images, splits, out, short_side=short_side, quality=quality, workers=count, report=progress.step
         )
     for name, reason in done.skipped:
         print(f"skipped {name}: {reason}", file=sys.stderr)

@@ -28,11 +28,11 @@ def probe(
         source: run folder, exported file, timm:NAME or random:NAME.
         data: folder with class folders, or with train and val folders that have them; or shards with classes, here or
             at a URL.
-        kind: which classifier on top.
+        kind: which classifier to fit.
         held_out: share to score on, where there are no train and val folders.
-        image_size: one number or height and width, for timm:NAME and random:NAME.
+        image_size: one number or height and width; default: the source's own. Positions are resized.
         device: cpu, cuda, ...
-        workers: processes that read images.
+        workers: data workers, processes that read images.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
         as_json: print JSON.
     """
@@ -77,9 +77,9 @@ def embed(
         source: run folder, exported file, timm:NAME or random:NAME.
         data: what `mimkit pretrain` takes.
         out: .npz file to write.
-        image_size: one number or height and width, for timm:NAME and random:NAME.
+        image_size: one number or height and width; default: the source's own. Positions are resized.
         device: cpu, cuda, ...
-        workers: processes that read images.
+        workers: data workers, processes that read images.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
     """
     refuse_unwritable(out)
@@ -102,7 +102,7 @@ def reconstruct(
     device: str = "auto",
     recipe: str | None = None,
 ) -> int:
-    """Pictures of what a method sees and what it makes of it, one PNG for each image.
+    """Pictures of images, their visible cells and a method's reconstruction, one PNG for each image.
 
     Args:
         source: run folder or exported file.

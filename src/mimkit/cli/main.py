@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         work = parse(arguments)
-    except SystemExit as stop:  # help, or a request that is no request; both have been printed
+    except SystemExit as stop:  # help or a usage error, both printed already
         return int(stop.code or 0)
     warnings.showwarning = lambda message, *_: print(f"mimkit: warning: {message}", file=sys.stderr)
     try:
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (MemoryError, OSError) as error:
         return complain(error, 1)
     except RuntimeError as error:
-        # Torch is loaded by now if it can have raised; its own errors that are not ours keep their traceback.
+        # Torch is loaded already if it can have raised. Errors that mimkit does not define keep their traceback.
         from torch import OutOfMemoryError
 
         from mimkit.data import CannotGoOn
@@ -72,10 +72,10 @@ def parse(arguments: list[str]) -> Callable[[], int]:
 
 
 def unboxed(box: str) -> str:
-    """The message in a box that tyro drew, as one line: without title and frame, with what it proposes instead."""
+    """The message in a box that tyro drew, as one line: without title and frame, with its suggestions."""
     text = "\n".join(line.strip("╭╮╰╯│ ") for line in box.splitlines()[1:])
-    parts = re.split(r"^[─-]{5,}$", text, flags=re.MULTILINE)
-    message, *more = [" ".join(part.split()) for part in parts if part.strip()] or [box]
+    sections = re.split(r"^[─-]{5,}$", text, flags=re.MULTILINE)
+    message, *more = [" ".join(section.split()) for section in sections if section.strip()] or [box]
     message = re.sub(r"^Error parsing __tyro\S*: ", "", message)
     message = re.sub(
         r"^Error parsing (--\S+): no type .* could be instantiated from \[(.*?)\]\..*", r"\1 cannot be \2", message

@@ -33,14 +33,14 @@ def as_rows() -> list[dict[str, Any]]:
 
 
 def backbone(recipe: "Recipe") -> str:
-    """Which backbone a recipe has by itself, and how it is encoded."""
+    """A recipe's default backbone, and the kind of its encoder."""
     assert isinstance(recipe.encoder, partial)
     name = str(recipe.encoder.keywords["name"]).partition("(")[0]
     return f"{name}, {recipe.encoder.keywords.get('kind') or 'visible'}"
 
 
 def as_table() -> str:
-    """The same for reading: method x backbone x what verifies it, then a block of lines for each recipe."""
+    """The same as text: method x backbone x what verifies it, then a block of lines for each recipe."""
     rows = as_rows()
     summary = [f"{'recipe':21}{'backbone':40}verified against"]
     summary += [f"{row['recipe']:21}{row['backbone']:40}{row['verified']}" for row in rows]

@@ -12,7 +12,7 @@ from mimkit.training.machine import Machine
 
 
 def demo(*, out: Path = Path("runs/demo"), overwrite: bool = False) -> int:
-    """The whole story on built-in photographs: pre-train, probe, reconstruct, report. Minutes on a CPU.
+    """All steps on built-in photographs: pre-train, probe, reconstruct, report. Minutes on a CPU.
 
     Args:
         out: folder for the photographs' tiles and the run.
@@ -75,7 +75,7 @@ def resume(
 
 
 def finish(run: Path, finished: bool) -> int:
-    """Say how a run ended; of several processes, the first one does."""
+    """Print how a run ended, on the main process only."""
     from mimkit.progress import speaking
 
     if not speaking():

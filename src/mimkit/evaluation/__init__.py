@@ -1,1 +1,1 @@
-"""What an encoder is worth: frozen features, probes, pictures of reconstructions."""
+"""Evaluation of encoders and methods: frozen features, probes, reconstructions."""

@@ -1,4 +1,4 @@
-"""Frozen features: the one readout that probes, embeddings and the probe shown while training all use.
+"""Frozen features, the same for probes, embeddings and the online probe.
 
 Features are the mean over all patch tokens of the last block, through the final norm, of the unmasked image.
 
@@ -23,7 +23,7 @@ def extract(
     """Features of all readable images of a list, in order.
 
     Returns:
-        features float32 [N, D], the position in the list of each, int64 [N], and what was skipped: (path, reason).
+        features float32 [N, D], the position in the list of each, int64 [N], and (path, reason) of skipped images.
     """
     features, indices, skipped = [], [], []
     was_training = encoder.training

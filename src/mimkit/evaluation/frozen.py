@@ -35,17 +35,17 @@ def probe(
     Args:
         source: run folder, exported file, timm:NAME or random:NAME.
         data: folder with class folders, or with train and val folders that have them; or shards with classes.
-        kind: which classifier on top.
+        kind: which classifier to fit.
         held_out: share to score on, where there are no train and val folders.
         image_size: side, or height and width, for timm:NAME and random:NAME.
         device: cpu, cuda, ...
-        workers: processes that read images; None chooses by the number of cores.
+        workers: data workers; None chooses by the number of cores.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
 
     Raises:
         ValueError: the data has no class folders, or no held-out images.
     """
-    torch_device, readers = choose_machine(device, workers)
+    torch_device, count = choose_machine(device, workers)
     encoder = load_encoder(source, image_size=as_size(image_size), recipe=recipe)
     if not 0 <= held_out < 1:
         raise ValueError(f"--held-out must be at least 0 and below 1, got {held_out}")
@@ -58,7 +58,7 @@ def probe(
     labelled = []
     skipped = 0
     for images in (train, test):
-        features, ids, bad = extract(encoder, images, device=torch_device, workers=readers)
+        features, ids, bad = extract(encoder, images, device=torch_device, workers=count)
         if not len(features):
             raise ValueError(f"none of the {len(images)} images in {images.root} could be read")
         labelled += [features, torch.from_numpy(images.labels)[ids]]
@@ -95,17 +95,17 @@ def embed(
         out: .npz file to write.
         image_size: side, or height and width, for timm:NAME and random:NAME.
         device: cpu, cuda, ...
-        workers: processes that read images; None chooses by the number of cores.
+        workers: data workers; None chooses by the number of cores.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
 
     Raises:
         ValueError: no image can be read.
     """
-    torch_device, readers = choose_machine(device, workers)
+    torch_device, count = choose_machine(device, workers)
     encoder = load_encoder(source, image_size=as_size(image_size), recipe=recipe)
     with naming("--data"):
         images = find_all(data)
-    features, ids, skipped = extract(encoder, images, device=torch_device, workers=readers)
+    features, ids, skipped = extract(encoder, images, device=torch_device, workers=count)
     if not len(features):
         raise ValueError(f"--data: none of the {len(images)} images in {data} could be read")
     kept: ImageList = images.take(ids.numpy())
@@ -121,7 +121,7 @@ def embed(
 
 
 def choose_machine(device: str, workers: int | None) -> tuple[torch.device, int]:
-    """Torch's device, and how many processes read images.
+    """Torch's device, and the number of data workers.
 
     Raises:
         ValueError: there is no such device, or the number is negative.

@@ -1,6 +1,6 @@
-"""What a run looks at while it trains: a probe of the frozen encoder, and pictures of fixed images.
+"""Evaluators of pre-training: an online probe of the frozen encoder, and reconstructions of fixed images.
 
-Evaluators are functions of the step and the weights; they take nothing from training's random numbers.
+They are functions of the step and the weights; they draw no random numbers from training's generators.
 """
 
 import json
@@ -22,27 +22,27 @@ from mimkit.randomness import sample_keys, scramble
 
 
 def subset(images: ImageList, count: int) -> ImageList:
-    """At most `count` images, the same ones each time, in random order; of many shards, from as few as a pass reads at
-    a time, since each may have to be fetched."""
+    """At most `count` images, the same ones each time, in random order; of many shards, from as few as an epoch reads
+    at a time, since each may have to be fetched."""
     chosen = np.random.default_rng(0).permutation(len(images))
     if images.shards is not None:
         shards, counts = np.unique(images.shards, return_counts=True)
-        dealt = scramble(torch.from_numpy(shards)).argsort().numpy()
-        enough = int(np.searchsorted(counts[dealt].cumsum(), count)) + 1
-        few = shards[dealt[: max(SHARDS_AT_ONCE, enough)]]
+        order = scramble(torch.from_numpy(shards)).argsort().numpy()
+        enough = int(np.searchsorted(counts[order].cumsum(), count)) + 1
+        few = shards[order[: max(SHARDS_AT_ONCE, enough)]]
         chosen = chosen[np.isin(images.shards[chosen], few)]
     return images.take(chosen[:count])
 
 
 class OnlineProbe:
-    """Features of unmasked images with the readout of every later evaluation: accuracies with labels, health without.
+    """Probes on features of unmasked images, as `mimkit probe` computes them: accuracies with labels, `health` without.
 
     Args:
         method: whose encoder is probed.
         train: images to fit the probes on.
         held_out: images to score them on.
         device: where features are computed.
-        workers: processes that read images.
+        workers: data workers.
         batch_size: images computed at once.
     """
 
@@ -99,9 +99,9 @@ class OnlineReconstructions:
     """A sheet of pictures of the same images with the same masks, into the run's `reconstructions/`.
 
     Args:
-        method: reconstructs.
-        images: the images shown.
-        folder: the run's.
+        method: what reconstructs.
+        images: what is reconstructed.
+        folder: of the run.
         device: where to compute.
     """
 

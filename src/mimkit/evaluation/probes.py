@@ -1,4 +1,4 @@
-"""Quality of frozen features: k nearest neighbours and a linear probe with labels, the spectrum without.
+"""Quality of frozen features: k-NN and a linear probe with labels, the spectrum without.
 
 Shapes: N M images, D width of a feature, L classes.
 """
@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-K = 20  # votes of nearest neighbours, at most as many as there are training features
+K = 20  # nearest neighbours that vote, at most the number of training features
 TEMPERATURE = 0.07  # a vote weighs exp(cosine / temperature)
-INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)  # scikit-learn's C, of which the linear probe chooses
+INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)  # scikit-learn's C, which the linear probe chooses from these
 
 
 @dataclass(frozen=True)
 class Score:
-    """Top-1 accuracy on held-out images, in percent, with the numbers it was measured on."""
+    """Top-1 accuracy on held-out images, in percent, with the numbers of images and classes."""
 
     accuracy: float
     train_images: int
@@ -47,9 +47,9 @@ def knn(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) 
 
 
 def linear(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> Score:
-    """Multinomial logistic regression on standardised features, its L2 penalty chosen on a fifth of the train set.
+    """Multinomial logistic regression on standardised features, its L2 penalty chosen on a fifth of the train split.
 
-    The test set takes no part in any choice. Deterministic.
+    The test split influences no choice. Deterministic.
 
     Args:
         train, test: features [N, D] and [M, D].
@@ -59,11 +59,11 @@ def linear(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tenso
     from sklearn.linear_model import LogisticRegression
 
     mean, std = train.float().mean(dim=0), train.float().std(dim=0, correction=0).clamp_min(1e-6)
-    x, x_test = (((part.float() - mean) / std).numpy().astype(np.float64) for part in (train, test))
+    x, x_test = (((split.float() - mean) / std).numpy().astype(np.float64) for split in (train, test))
     y, y_test = train_labels.numpy(), test_labels.numpy()
 
     def accuracy(inverse_penalty: float, fit: np.ndarray, on: np.ndarray, on_labels: np.ndarray) -> float:
-        if len(np.unique(y[fit])) < 2:  # of a single class: it is always predicted
+        if len(np.unique(y[fit])) < 2:  # a single class: it is always predicted
             return float((on_labels == y[order[0]]).mean())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # an unfinished fit still gives a fair lower bound

@@ -28,13 +28,13 @@ GREY = 0.5
 
 
 def columns(method: Method) -> list[str]:
-    """What the pictures of a row show, left to right."""
+    """Titles of the pictures in a row, left to right."""
     return ["original", "visible", "reconstruction", "reconstruction + visible", *method.target.reference_names]
 
 
 @torch.no_grad()
 def reconstruct_batch(method: Method, images: Tensor, keys: Tensor) -> Tensor | None:
-    """uint8 images [B, C, H, W] to a row of pictures for each mask of each, floats 0..1 [B, columns, C, H, W].
+    """uint8 images [B, C, H, W] to a row of pictures for each mask of each image, floats 0..1 [B, columns, C, H, W].
 
     None where the target has no picture. `keys` draw the masks.
     """

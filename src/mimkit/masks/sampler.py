@@ -1,4 +1,4 @@
-"""What draws masks, and the small arithmetic that all samplers share."""
+"""The base of all mask samplers, and arithmetic that they share."""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ class MaskSampler(ABC):
 
     Attributes:
         cell: side of a cell in pixels; None takes the encoder's.
-        mask_token: whether its masks replace tokens, for which an encoder must have a mask token.
+        mask_token: whether its masks replace tokens, for which the encoder needs one.
     """
 
     cell: int | None = None
@@ -29,8 +29,8 @@ class MaskSampler(ABC):
         Args:
             keys: int64 [B].
             grid: (h, w) cells.
-            batch_key: int64 [1], for what all samples of a batch share: the same in all micro-batches, wherever they
-                are computed. None takes the first of the keys.
+            batch_key: int64 [1], for what all samples of a batch share: the same in all its micro-batches, on
+                all ranks. None takes the first of the keys.
 
         Raises:
             ValueError: the grid does not suit the sampler.

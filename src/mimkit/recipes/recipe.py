@@ -1,4 +1,4 @@
-"""A method on paper: which parts, and the values it is trained with."""
+"""Recipe: the parts of a method, not yet built, and the values it is trained with."""
 
 import re
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class Recipe:
         train: the values it is trained with.
         image_size: (H, W) pixels.
         channels: image channels.
-        statistics: mean and deviation of each channel, pixels in 0..1; None takes the usual ones for so many channels.
+        statistics: mean and std of each channel, pixels in 0..1; None takes the usual ones for so many channels.
         paper, published, verified: what `mimkit recipes` says of it: where it comes from, what was reported, and what
             mimkit's tests hold it against.
     """
@@ -116,7 +116,7 @@ def build(recipe: Recipe) -> Method:
 
 
 def record_of_parts(recipe: Recipe) -> dict[str, Any]:
-    """What files keep of a recipe: a record of each part, see `records`, and the shape of its images."""
+    """What files keep of a recipe: records of its parts, see `records`, and of its images' shape and statistics."""
     parts = {name: record_of(getattr(recipe, name)) for name in PARTS}
     return parts | {name: record_of(getattr(recipe, name)) for name in ("image_size", "channels", "statistics")}
 

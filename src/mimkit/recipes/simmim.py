@@ -52,7 +52,7 @@ def simmim() -> Recipe:
 
 
 def simmim_vit() -> Recipe:
-    """The same on ViT-B/16 at 224 pixels, for 800 epochs with one drop of the learning rate instead of a cosine."""
+    """The same on ViT-B/16 at 224 pixels, for 800 epochs with a milestone of the learning rate in place of a cosine."""
     base = simmim()
     return replace(
         base,

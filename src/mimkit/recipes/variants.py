@@ -1,4 +1,4 @@
-"""Methods that are MAE with other values of its parts: longer sequences, other masks, lighter decoders."""
+"""Variants of MAE with other values of its parts: longer sequences, other masks, lighter decoders."""
 
 from dataclasses import replace
 from functools import partial

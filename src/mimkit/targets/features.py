@@ -20,10 +20,10 @@ from mimkit.views import IMAGENET, Normalization
 
 @dataclass(frozen=True)
 class Features(Target):
-    """What a frozen timm model makes of each cell: its last features before the head, normalised per cell.
+    """A frozen timm model's last features before the head, normalised per cell.
 
     The features of the model's own grid are averaged over the cells asked for, or interpolated where those are finer,
-    then brought to zero mean and unit deviation. Its weights are no part of a checkpoint: the name says which they are.
+    then normalised to zero mean and unit std. Its weights are not in checkpoints: the name identifies them.
 
     Args:
         model: timm's name, with its tag of weights if not the default ("vit_small_patch16_224.dino").
@@ -83,7 +83,7 @@ def last_features(network: Any, images: Tensor, norm: bool) -> Tensor:
 
 
 def on_grid(features: Tensor, grid: Grid) -> Tensor:
-    """Feature maps [B, D, h', w'] for the cells of a grid, each of zero mean and unit deviation: [B, h, w, D]."""
+    """Feature maps [B, D, h', w'] for the cells of a grid, each of zero mean and unit std: [B, h, w, D]."""
     if tuple(features.shape[2:]) != grid:
         finer = grid[0] > features.shape[2] or grid[1] > features.shape[3]
         features = (
@@ -103,7 +103,7 @@ def teacher(model: str, channels: int, pretrained: bool, device: torch.device) -
     """
     options = {"pretrained": pretrained, "in_chans": channels, "num_classes": 0}
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # and no other device's, whose state is not kept here
+        torch.default_generator.manual_seed(0)  # not torch.manual_seed: other devices' states are not forked
         try:
             network = timm.create_model(model, **options, dynamic_img_size=True)
         except TypeError:
@@ -115,10 +115,10 @@ def teacher(model: str, channels: int, pretrained: bool, device: torch.device) -
     network.eval().requires_grad_(False)
     config = network.pretrained_cfg
     mean, std = (config[key] if channels == 3 else (sum(config[key]) / 3,) * channels for key in ("mean", "std"))
-    shadow = copy.deepcopy(network).to("meta")  # shapes without numbers
+    shadow = copy.deepcopy(network).to("meta")  # for shapes only
     images = torch.empty(1, channels, *config["input_size"][1:], device="meta")
     try:
         norm, dim = True, last_features(shadow, images, norm=True).shape[1]
-    except AssertionError:  # Hiera's norm stands in its head
+    except AssertionError:  # Hiera's norm is in its head
         norm, dim = False, last_features(shadow, images, norm=False).shape[1]
     return Teacher(network.to(device), model, Normalization(tuple(mean), tuple(std)), norm, dim)

@@ -1,4 +1,4 @@
-"""The pixels of a cell, raw or normalised by the cell's own mean and deviation.
+"""The pixels of a cell, raw or normalised by the cell's own mean and std.
 
 Shapes: B batch, C image channels, H W pixels, h w cells, p side of a cell in pixels.
 """
@@ -16,7 +16,7 @@ class Pixels(Target):
     """p·p·C pixel values of each cell (MAE §3).
 
     Args:
-        normalized: subtract the cell's mean and divide by its deviation, jointly over all p·p·C values, with the
+        normalized: subtract the cell's mean and divide by its std, jointly over all p·p·C values, with the
             unbiased variance and 1e-6 under the root, as MAE publishes it.
     """
 
@@ -37,17 +37,17 @@ class Pixels(Target):
 
     def picture(self, prediction: Tensor, images: Tensor) -> Tensor:
         if self.normalized:
-            mean, deviation = cell_statistics(patchify(images, (prediction.shape[1], prediction.shape[2])))
-            prediction = prediction * deviation + mean
+            mean, std = cell_statistics(patchify(images, (prediction.shape[1], prediction.shape[2])))
+            prediction = prediction * std + mean
         return unpatchify(prediction, channels=images.shape[1])
 
 
 def cell_statistics(cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each cell, [..., 1]."""
+    """Mean and std of each cell, [..., 1]."""
     return cells.mean(dim=-1, keepdim=True), (cells.var(dim=-1, keepdim=True) + 1e-6).sqrt()
 
 
 def normalize_cells(cells: Tensor) -> Tensor:
-    """Cells [..., n] of zero mean and unit deviation each."""
-    mean, deviation = cell_statistics(cells)
-    return (cells - mean) / deviation
+    """Cells [..., n] of zero mean and unit std each."""
+    mean, std = cell_statistics(cells)
+    return (cells - mean) / std

@@ -11,7 +11,7 @@ from mimkit.grids import Grid
 
 
 class Target(ABC):
-    """Images in, values to predict out. `values` and `__call__` make a target; one that can be looked at says how.
+    """Images in, values to predict out. `values` and `__call__` define one; the rest is for pictures of it.
 
     Attributes:
         picture_note: how `picture` makes its pictures, in one honest sentence.
@@ -32,8 +32,8 @@ class Target(ABC):
     def picture(self, prediction: Tensor, images: Tensor) -> Tensor | None:
         """A prediction [B, h, w, V] as normalised images [B, C, H, W]; None where it has no picture.
 
-        `images` gives what the prediction leaves out (a cell's mean and deviation), so a picture is no pure
-        prediction where the target is normalised.
+        `images` gives what the prediction leaves out (a cell's mean and std), so a picture is not the
+        prediction alone where the target is normalised.
         """
         return None
 

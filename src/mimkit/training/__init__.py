@@ -1,1 +1,1 @@
-"""How anything is trained: the loop, its state on disk, several processes, precision. It knows `.loss`, no method."""
+"""Training: the loop, checkpoints, several ranks, precision. It knows a model by its `.loss`, and no method."""

@@ -1,7 +1,7 @@
-"""Trial steps: how many samples are computed at once so that they fit into memory and are computed fast.
+"""Trial steps: which micro-batch fits into memory and is fast.
 
 Trials compute on random inputs, with a copy of the model or in a process of their own, and leave torch's generators as
-they were: nothing that is trained notices.
+they were: they do not change what is trained.
 """
 
 import copy
@@ -28,9 +28,9 @@ from mimkit.training.optim import Train
 from mimkit.training.precision import autocast, for_training
 from mimkit.training.state import State
 
-SPARE = 0.2  # share of the free memory that stays free: for fragments, readers and probes
-RISE = 0.03  # by which share more images per second must be computed to be worth more memory
-PATIENCE = 30.0  # seconds that trials may take, but for the first three
+SPARE = 0.2  # share of the free memory that stays free: for fragmentation, data workers and probes
+RISE = 0.03  # relative gain in images per second that is worth more memory
+PATIENCE = 30.0  # seconds that trials may take, apart from the first three
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Trial:
 
     Args:
         images: at once.
-        images_per_second: of the quickest pass.
-        mib: memory at its peak, with weights, gradients, optimizer state and averages.
+        images_per_second: of the fastest pass.
+        mib: peak memory, with weights, gradients, optimizer state and moving averages.
     """
 
     images: int
@@ -53,7 +53,7 @@ class Trialled:
     """What trial steps compute with.
 
     Args:
-        model: as it is trained, but for its device.
+        model: as it is trained, on any device.
         train: the values it is trained with.
         random_inputs: what it is called with, for so many samples.
     """
@@ -66,21 +66,21 @@ class Trialled:
 def find_micro_batch(
     job: Job, sizes: Sequence[int], device: torch.device, world: World, *, recompute: bool = False
 ) -> tuple[int, list[Trial]]:
-    """How many samples each process should compute at once, the same for all, and what this one has tried.
+    """The micro-batch, the same on all ranks, and the trials of this rank.
 
-    A GPU is tried with a copy of the model. On a CPU, where a process is killed for want of memory, another process
-    tries, and only what smaller sizes let expect to fit. Memory is that of the whole model, also where training shards
-    it, and blocks are not compiled.
+    On a GPU a copy of the model is tried. On a CPU, where the system kills a process that needs too much memory,
+    another process tries, and only sizes that should fit by the memory of smaller ones. Memory is that of the whole
+    model, also where training shards it, and blocks are not compiled.
 
     Args:
         job: with the model as it is trained.
-        sizes: to choose from, rising.
+        sizes: to choose from, ascending.
         device: where to compute.
-        world: who shares each batch.
+        world: the ranks.
         recompute: see `prepare_blocks`.
 
     Raises:
-        ValueError: the first size does not fit, or the system does not tell how much memory there is.
+        ValueError: the first size does not fit, or the system does not say how much memory there is.
     """
     if device.type == "cpu":
         free = available_memory()
@@ -109,10 +109,10 @@ def find_micro_batch(
 
 
 def try_in_subprocess(job: Job, sizes: Sequence[int], room: float, recompute: bool) -> list[Trial]:
-    """What `try_sizes` finds on the CPU in a process of its own; nothing where the system has killed that one.
+    """The trials of `try_sizes` on the CPU in a process of its own; none where the system has killed that process.
 
     Raises:
-        RuntimeError: it failed for another reason.
+        RuntimeError: the process failed for another reason.
     """
     request: dict[str, Any] = {"kind": job.kind, "job": job.request(), "sizes": sizes, "room": room}
     request |= {"recompute": recompute, "threads": torch.get_num_threads()}
@@ -131,7 +131,7 @@ def try_in_subprocess(job: Job, sizes: Sequence[int], room: float, recompute: bo
 
 
 def serve_trials(request: dict[str, Any], make: Callable[[dict[str, Any]], Trialled]) -> list[Trial]:
-    """The other side of `try_in_subprocess`: `make` makes the model again from the job's request."""
+    """The other side of `try_in_subprocess`: `make` builds the model from the job's request."""
     torch.set_num_threads(request["threads"])
     used = resident("VmRSS")
     trialled = make(request["job"])
@@ -145,11 +145,11 @@ def try_sizes(
     """Trials of ever larger micro-batches, see `search`.
 
     Args:
-        trialled: its model is used up.
-        sizes: rising.
+        trialled: its model is modified.
+        sizes: ascending.
         device: where to compute.
-        room: MiB that there are.
-        used: MiB that this process had taken before the model was there.
+        room: MiB available.
+        used: MiB that this process had taken before it had the model.
     """
     model, train = trialled.model, trialled.train
     state: list[State] = []
@@ -161,7 +161,7 @@ def try_sizes(
                 state.append(State(for_training(model, device, train.precision), train))
             work = training_pass(model, train, trialled.random_inputs(samples), device)
             if samples == sizes[0]:
-                state[0].update(work(), 0.0)  # makes the optimizer state
+                state[0].update(work(), 0.0)  # creates the optimizer state
             seconds = quickest(work)
         except (RuntimeError, MemoryError) as error:
             if out_of_memory(error):
@@ -171,19 +171,19 @@ def try_sizes(
 
     pure = train.precision == "bf16-pure"
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    copies = 3 + (train.ema_decay is not None) + pure  # gradients, two moments; averages; remainders
+    copies = 3 + (train.ema_decay is not None) + pure  # gradients, AdamW's two moments; moving averages; remainders
     fixed = (megabytes(model.parameters()) + copies * megabytes(trained)) * (0.5 if pure else 1.0)
     return search(attempt, doubling(sizes), room, fixed)
 
 
 def search(attempt: Callable[[int], Trial | None], sizes: Sequence[int], room: float, fixed: float) -> list[Trial]:
-    """Attempts at ever larger sizes, while memory is enough, speed rises within two sizes, and patience lasts.
+    """Attempts at ever larger sizes, while memory is enough, speed rises within two sizes, and time is left.
 
     Args:
         attempt: computes so many images at once; None where memory was not enough.
         sizes: each at least twice the one before.
-        room: MiB that there are.
-        fixed: MiB that are needed however few images there are.
+        room: MiB available.
+        fixed: MiB that are needed for any number of images.
     """
     trials: list[Trial] = []
     needed = {-1: fixed, 0: fixed}
@@ -206,7 +206,7 @@ def search(attempt: Callable[[int], Trial | None], sizes: Sequence[int], room: f
 
 
 def extrapolate(values: Mapping[int, float], samples: int) -> float:
-    """A value for more samples, on the line through the last two that are known, or as the last if they fall."""
+    """Extrapolate linearly from the values of the last two sizes; the last value if they fall."""
     (before, first), (last, second) = list(values.items())[-2:]
     return second + max(0.0, second - first) / (last - before) * (samples - last)
 
@@ -218,7 +218,7 @@ def cheapest(trials: Sequence[Trial]) -> Trial:
 
 
 def speed_of(job: Job, micro_batch: int, device: torch.device, *, recompute: bool = False) -> float | None:
-    """Samples per second of forward and backward passes; None where they fail, which training will explain.
+    """Samples per second of forward and backward passes; None where they fail: training will raise the error.
 
     A GPU computes whole micro-batches. A CPU computes 1, 2, 8, 32 ... samples until half a second is over, and the time
     of a micro-batch is extrapolated linearly from the last two; the first call is a warm-up and not used.
@@ -252,7 +252,7 @@ def speed_of(job: Job, micro_batch: int, device: torch.device, *, recompute: boo
 
 
 def trial_copy(model: nn.Module, recompute: bool) -> nn.Module:
-    """A copy to try, computed as the model will be but for compiling."""
+    """A copy for trials, its blocks prepared but not compiled."""
     copied = copy.deepcopy(model)
     prepare_blocks(copied, recomputed=recompute)
     return copied
@@ -261,7 +261,7 @@ def trial_copy(model: nn.Module, recompute: bool) -> nn.Module:
 def training_pass(
     model: nn.Module, train: Train, inputs: dict[str, Tensor], device: torch.device
 ) -> Callable[[], Tensor]:
-    """A forward and backward pass, which gives the loss. Gradients add up, as in an accumulated step.
+    """A function that runs a forward and backward pass and returns the loss. Gradients accumulate.
 
     Args:
         model: on its device, in training mode.
@@ -283,7 +283,7 @@ def training_pass(
 
 
 def quickest(work: Callable[[], object], calls: int | None = None) -> float:
-    """Seconds of the quickest of some calls, or of as many as take 0.3 seconds together."""
+    """Seconds of the fastest of `calls` calls, or of as many as take 0.3 seconds together."""
     taken: list[float] = []
     while len(taken) < calls if calls else sum(taken) < 0.3:
         started = time.perf_counter()
@@ -293,7 +293,7 @@ def quickest(work: Callable[[], object], calls: int | None = None) -> float:
 
 
 def doubling(sizes: Sequence[int]) -> list[int]:
-    """Of rising sizes the first, and each that is at least twice the one before."""
+    """Of ascending sizes the first, and each that is at least twice the one kept before."""
     found: list[int] = []
     for size in sizes:
         if not found or size >= 2 * found[-1]:
@@ -307,7 +307,7 @@ def megabytes(parameters: Iterable[Tensor]) -> float:
 
 
 def peak(device: torch.device) -> float:
-    """MiB that this process needed at most: on a GPU since `release_memory`, on a CPU ever."""
+    """Peak memory of this process in MiB: on a GPU since `release_memory`, on a CPU since it started."""
     return torch.cuda.max_memory_reserved(device) / 2**20 if device.type == "cuda" else resident("VmHWM")
 
 

@@ -1,7 +1,7 @@
-"""What a job finds out before it starts: how much it computes at once, how many data workers read, how far ahead.
+"""Choose micro-batch, data workers and prefetch from short measurements before a job starts.
 
-None of this changes what is trained: micro-batches add up to the same batch, and batches are the same however many
-workers read them.
+None of this changes what is trained: micro-batches add up to the same batch, and batches are the same for any number
+of workers.
 """
 
 import math
@@ -19,21 +19,21 @@ from mimkit.training.hardware import available_memory, choose_workers, cores, sh
 from mimkit.training.job import Job
 from mimkit.training.machine import Machine
 
-MARGIN = 1.5  # workers get slower the more there are: they share disk, caches and memory
+MARGIN = 1.5  # each worker is slower the more there are: they share disk, caches and memory
 MOST_WORKERS = 16
-PREFETCH_MIB = 1024.0  # that batches read ahead may take, at most
+PREFETCH_MIB = 1024.0  # most memory for batches that are read ahead
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """What was chosen for a run, and what it was chosen by.
+    """What was chosen for a run, and the measurements behind it.
 
     Args:
         workers: data workers.
-        prefetch: micro-batches that each of them reads ahead.
+        prefetch: micro-batches that each worker reads ahead.
         trials: of micro-batches; none where the micro-batch was given.
         read: images per second that one worker reads; None where it was not measured.
-        computed: images per second that this process computes, likewise.
+        computed: images per second that this rank computes; None likewise.
     """
 
     workers: int
@@ -53,7 +53,7 @@ class Tuning:
         }
 
     def describe(self) -> list[str]:
-        """What was measured, in a line or two; nothing where nothing was."""
+        """The measurements in a line or two; none where nothing was measured."""
         lines = []
         if self.trials:
             tried = ", ".join(f"{t.images}: {t.images_per_second:.3g} in {t.mib:,.0f} MiB" for t in self.trials)
@@ -68,17 +68,21 @@ class Tuning:
 
 
 def tuned(job: Job, machine: Machine, device: torch.device, world: World) -> tuple[Job, Tuning]:
-    """The job with the micro-batch that trials found, if it was left to them, and how it reads: with as many workers as
-    it was asked to, or so that computing does not wait for data.
+    """The job with its micro-batch, from trials where it is "auto"; and workers and prefetch, as given or chosen so
+    that computing does not wait for data.
 
     Raises:
         ValueError: see `find_micro_batch`.
     """
     trials: list[Trial] = []
     if job.micro_batch == "auto":
+        sizes = job.micro_batches(world)
+        if not sizes or (device.type == "cpu" and not job.request()):
+            raise ValueError(
+                f"--micro-batch auto: a job of kind {job.kind} cannot be tried out on {device}; give a number"
+            )
         if world.is_main:
             print("trying how many images to compute at once", file=sys.stderr, flush=True)
-        sizes = job.micro_batches(world)
         micro_batch, trials = find_micro_batch(job, sizes, device, world, recompute=machine.recompute)
         job = job.with_micro_batch(micro_batch, world)
     if machine.workers is not None:
@@ -93,24 +97,26 @@ def tuned(job: Job, machine: Machine, device: torch.device, world: World) -> tup
     if reading is None or computed is None:
         return job, Tuning(workers=choose_workers(None), trials=trials)
     room = min(PREFETCH_MIB, 0.1 * available_memory(), 0.5 * shared_memory())
-    needed = computed * (2 if job.compile else 1)  # what is compiled may be twice as fast
+    needed = computed * (2 if job.compile else 1)  # compiled blocks may be twice as fast
     most, fitting = min(MOST_WORKERS, cores()), int(room / reading.mib)
-    workers, prefetch = readers(reading.seconds, needed, job.micro_batch, most=most, fitting=fitting)
+    workers, prefetch = workers_and_prefetch(reading.seconds, needed, job.micro_batch, most=most, fitting=fitting)
     read = 1 / fmean(reading.seconds)
     return job, Tuning(workers=workers, prefetch=prefetch, trials=trials, read=read, computed=computed)
 
 
-def readers(seconds: Sequence[float], computed: float, batch: int, *, most: int, fitting: int) -> tuple[int, int]:
-    """Workers that read faster than images are computed, and batches that each is ahead to outlast a slow one.
+def workers_and_prefetch(
+    seconds: Sequence[float], computed: float, batch: int, *, most: int, fitting: int
+) -> tuple[int, int]:
+    """Workers enough to read faster than images are computed, and prefetch enough to bridge a slow batch.
 
     Args:
         seconds: that one worker took for each of some images.
         computed: images per second.
-        batch: images that are delivered together.
-        most: workers.
-        fitting: batches that may lie ready.
+        batch: images in a micro-batch.
+        most: workers at most.
+        fitting: micro-batches that memory holds.
     """
     workers = max(1, min(math.ceil(MARGIN * computed * fmean(seconds)), most, fitting))
-    slow = batch * fmean(seconds) + 3 * math.sqrt(batch) * pstdev(seconds)  # of a thousand batches, about one
+    slow = batch * fmean(seconds) + 3 * math.sqrt(batch) * pstdev(seconds)  # mean + 3 std: one batch in a thousand
     ahead = math.ceil(slow * computed / batch / workers)  # computed meanwhile
     return workers, max(1, min(max(2, ahead), fitting // workers))

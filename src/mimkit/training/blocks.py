@@ -1,7 +1,7 @@
-"""The blocks of a model: what is compiled, computed again in the backward pass, and sharded as one.
+"""The blocks of a model: the units of compilation, activation checkpointing (recomputation) and sharding.
 
-All that is done to a block is done to its `forward`. Its weights keep their names, and what hangs on its call, such as
-FSDP's hooks, stays outside of what is compiled.
+Only a block's `forward` is replaced. Its weights keep their names, and hooks on its call, such as FSDP's, stay outside
+of the compiled graph.
 """
 
 import copy
@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 BACKEND = "inductor"  # of torch.compile
-GRAPHS = 256  # of one class of blocks at most: one for each width, grid and rate of dropped paths (torch's limit is 8)
+GRAPHS = 256  # of one class of blocks at most: one for each width, grid and drop path rate (torch's limit is 8)
 
 Forward = Callable[..., Tensor]
 
@@ -31,15 +31,15 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def prepare_blocks(model: nn.Module, *, compiled: bool = False, recomputed: bool = False) -> None:
-    """Have each block of a model compiled when it is first called, or computed again in the backward pass, or both.
+    """Compile each block of a model at its first call, or recompute it in the backward pass, or both.
 
-    What is computed again is what was compiled, so that it changes no result, compiled or not. For `uncompiled` calls
-    the blocks are as they were.
+    A compiled block is recomputed compiled, so that recomputing changes no result. In `uncompiled` contexts the blocks
+    run eagerly.
 
     Args:
         model: as it is trained, before it is sharded.
         compiled: each block is one graph, for each shape of its inputs.
-        recomputed: of each block only the inputs are kept for the backward pass.
+        recomputed: only each block's inputs are kept for the backward pass.
     """
     for block in blocks_of(model):
         if compiled:
@@ -71,12 +71,12 @@ class Compiled:
 
 
 def uncompiled() -> AbstractContextManager[Any]:
-    """Inside, nothing is compiled or recompiled, nor is what was compiled before called: for passes of other shapes."""
+    """Context: nothing is compiled, and compiled blocks run eagerly: for passes of other shapes."""
     return torch.compiler.set_stance("force_eager")
 
 
 def recompute_block(forward: Forward, norms: Sequence[_BatchNorm], *inputs: Any, **options: Any) -> Tensor:
-    """What a block makes of its inputs, which alone are kept for the backward pass.
+    """A block's output, of which only the inputs are kept for the backward pass.
 
     Args:
         forward: the block's own.
@@ -92,7 +92,7 @@ def recompute_block(forward: Forward, norms: Sequence[_BatchNorm], *inputs: Any,
 
 @contextmanager
 def on_copies(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Inside, what batch norms do to their running statistics they do to copies."""
+    """Context: batch norms update copies of their running statistics."""
     statistics = [dict(norm.named_buffers(recurse=False)) for norm in norms]
     for norm, buffers in zip(norms, statistics, strict=True):
         for name, buffer in buffers.items():
@@ -110,10 +110,10 @@ def require_compiler(device: torch.device, flag: str = "--compile") -> None:
 
     Args:
         device: to compile for.
-        flag: that asks for it.
+        flag: that requests it.
 
     Raises:
-        ValueError: nothing can.
+        ValueError: nothing can be compiled.
     """
     from torch._dynamo.exc import BackendCompilerFailed  # slow to import
 

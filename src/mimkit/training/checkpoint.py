@@ -1,9 +1,9 @@
 """Training state on disk: all of it or none, verified when read, no pickle anywhere.
 
-A checkpoint is a folder `step-00001234/` with `weights.safetensors`, `training.safetensors` (optimizer moments and
+A checkpoint is a folder `step-00001234/` with `weights.safetensors`, `training.safetensors` (optimizer state and
 generator states), `state.json` (everything else) and `SHA256SUMS`, which `sha256sum -c` understands. It is written
-under another name and renamed when it is complete and on the disk. With several processes, tensors may lie in `shares/`
-instead, safetensors files of a part each.
+under another name and renamed when it is complete and on the disk. With several ranks, tensors may lie in `shares/`
+instead: safetensors files, each with the shards of one rank.
 """
 
 import hashlib
@@ -21,14 +21,11 @@ from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
+from mimkit.errors import Torn
 from mimkit.files import flush
 from mimkit.training.distributed import SINGLE, World, placed_like
 
 KEPT = 2
-
-
-class Torn(Exception):
-    """A checkpoint that is incomplete or whose contents do not match their checksums."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +43,9 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, world: World = SINGLE,
     Args:
         folder: of all checkpoints.
         step: N.
-        checkpoint: what is written; of what the processes hold alike, the first one's.
-        world: the processes; all must ask where they write shares.
-        sharded: tensors are written by the ranks that hold them, to `shares/`, instead of whole by the main process.
+        checkpoint: what is written; of what is the same on all ranks, the main process's copy.
+        world: the ranks; with `sharded` all must call.
+        sharded: tensors are written by the ranks that hold them, to `shares/`, instead of in full by the main process.
 
     Raises:
         OSError: something cannot be written.
@@ -57,7 +54,7 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, world: World = SINGLE,
     unfinished = folder / f".unfinished-{step:08d}"
     try:
         world.on_main(lambda: _start(unfinished))
-        found = _write_shares(unfinished, checkpoint, world) if sharded else {}
+        found = _write_shards(unfinished, checkpoint, world) if sharded else {}
         if world.is_main:
             _write(unfinished, checkpoint, found)
     except (OSError, SafetensorError) as error:
@@ -68,12 +65,12 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, world: World = SINGLE,
         unfinished.rename(final)
         flush(folder)
         for old in _steps(folder)[:-KEPT]:
-            shutil.rmtree(old, ignore_errors=True)  # someone may read it just now; the next time will do
+            shutil.rmtree(old, ignore_errors=True)  # another process may be reading it; the next save removes it
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint, or None. Changes nothing, so that a run can be read while it trains."""
-    for _ in range(2):  # a run that trains may remove the old one while it is read
+    for _ in range(2):  # a run in training may remove the old one while it is read
         for path in reversed(_steps(folder)):
             try:
                 return load(path)
@@ -83,7 +80,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
 
 
 def recover(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint, for a run about to go on; torn ones are set aside with a warning.
+    """The newest whole checkpoint, for a run about to continue; torn ones are set aside with a warning.
 
     Returns:
         None where no checkpoint was ever written.
@@ -121,15 +118,15 @@ def load(path: Path) -> Checkpoint:
             if _sha256(path / name) != expected:
                 raise Torn(f"the checksum of {name} does not match")
         state = json.loads((path / "state.json").read_text()) if "state.json" in sums else {}
-        shares = state.pop("shares", [])
-        if set(sums) != {"training.safetensors", "state.json", *(shares or ["weights.safetensors"])}:
+        shards = state.pop("shares", [])
+        if set(sums) != {"training.safetensors", "state.json", *(shards or ["weights.safetensors"])}:
             raise Torn("its list of checksums is incomplete")
         training = load_file(path / "training.safetensors")
-        if shares:
-            found = _read_shares(path / "shares")
+        if shards:
+            found = _read_shards(path / "shares")
             return Checkpoint(found["weights"], found["training"] | training, state)
         return Checkpoint(load_file(path / "weights.safetensors"), training, state)
-    except (FileNotFoundError, ValueError) as error:  # also where the process that trains removes it just now
+    except (FileNotFoundError, ValueError) as error:  # also where a run in training removes it meanwhile
         raise Torn(str(error)) from error
 
 
@@ -159,28 +156,28 @@ def _start(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def _write(folder: Path, checkpoint: Checkpoint, shares: dict[str, str]) -> None:
-    """The files of the first process. `shares` are checksums of what is there already."""
+def _write(folder: Path, checkpoint: Checkpoint, shards: dict[str, str]) -> None:
+    """Write the main process's files. `shards` are the checksums of shards that are written already."""
     training, state = checkpoint.training, checkpoint.state
-    if shares:
+    if shards:
         training = {name: value for name, value in training.items() if name.startswith("generator/")}
-        state = {**state, "shares": sorted(shares)}
+        state = {**state, "shares": sorted(shards)}
     else:
         save_file({k: v.contiguous() for k, v in checkpoint.weights.items()}, folder / "weights.safetensors")
     save_file({k: v.contiguous() for k, v in training.items()}, folder / "training.safetensors")
     (folder / "state.json").write_text(json.dumps(state, indent=1))
     files = [path for path in sorted(folder.iterdir()) if path.is_file()]
-    sums = shares | {path.name: _sha256(path) for path in files}
+    sums = shards | {path.name: _sha256(path) for path in files}
     (folder / "SHA256SUMS").write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
     for path in (*files, folder / "SHA256SUMS", folder):
         flush(path)
 
 
-def _write_shares(folder: Path, checkpoint: Checkpoint, world: World) -> dict[str, str]:
-    """Each process's share of the tensors, by torch.distributed.checkpoint; the files' checksums by name."""
+def _write_shards(folder: Path, checkpoint: Checkpoint, world: World) -> dict[str, str]:
+    """Write each rank's shards, by torch.distributed.checkpoint; returns the files' checksums by name."""
     tensors = {f"weights/{name}": value for name, value in checkpoint.weights.items()}
-    moments = {name: value for name, value in checkpoint.training.items() if not name.startswith("generator/")}
-    tensors |= {f"training/{name}": value for name, value in moments.items()}
+    training = {name: value for name, value in checkpoint.training.items() if not name.startswith("generator/")}
+    tensors |= {f"training/{name}": value for name, value in training.items()}
     try:
         dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder / "shares"), save_distributed=True))
     except dcp.api.CheckpointException as error:
@@ -192,8 +189,8 @@ def _write_shares(folder: Path, checkpoint: Checkpoint, world: World) -> dict[st
     return {name: value for some in world.gather(sums) for name, value in some.items()}
 
 
-def _read_shares(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """The whole tensors, by kind and name."""
+def _read_shards(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """The full tensors, by kind and name."""
     reader = HuggingFaceStorageReader(str(folder))
     known = reader.read_metadata().state_dict_metadata
     tensors = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in known.items()}  # type: ignore

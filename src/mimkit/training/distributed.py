@@ -1,7 +1,7 @@
-"""Several processes that train one model: who takes part, what they agree on, how their gradients meet.
+"""Ranks that train one model together: process group, collectives, DDP and FSDP.
 
 `torchrun` starts them. Each computes the loss of its slice of every batch; gradients are averaged, which is the whole
-batch's gradient, as the slices are equal. Plain values travel over the host, so that agreeing waits for no device.
+batch's gradient, as the slices are equal. Plain values are exchanged over gloo, which waits for no device.
 """
 
 import contextlib
@@ -29,17 +29,17 @@ from mimkit.training.blocks import blocks_of
 Parallel = Literal["ddp", "fsdp"]
 Value = TypeVar("Value")
 
-PATIENCE = timedelta(hours=2)  # others wait while the first one probes; a process that ends is noticed at once
+TIMEOUT = timedelta(hours=2)  # the other ranks wait while the main process evaluates; one that dies is noticed at once
 
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """The processes that train together; this one's `rank` counts from 0. The first one writes files and speaks.
+    """The ranks that train together, and which one this is. Rank 0, the main process, writes files and prints.
 
     Args:
         rank: of this process.
-        size: how many there are.
-        parallel: ddp: each holds the whole model; fsdp: each holds a share of every parameter.
+        size: number of ranks.
+        parallel: ddp: each holds the whole model; fsdp: each holds a shard of every parameter.
     """
 
     rank: int = 0
@@ -52,11 +52,11 @@ class World:
 
     @property
     def sharded(self) -> bool:
-        """Whether parameters lie in shares."""
+        """Whether each rank holds only a shard of each parameter."""
         return self.size > 1 and self.parallel == "fsdp"
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether some process has it set."""
+        """For each flag, whether any rank has it set."""
         if self.size == 1:
             return list(flags)
         votes = torch.tensor(flags, dtype=torch.int32)
@@ -64,7 +64,7 @@ class World:
         return [bool(vote) for vote in votes]
 
     def gather(self, value: Value) -> list[Value]:
-        """Each process's value, in the order of ranks."""
+        """Each rank's value, in their order."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -72,14 +72,14 @@ class World:
         return values
 
     def on_main(self, work: Callable[[], Value]) -> Value:
-        """What the first process makes of the work, which the others leave to it. All raise what it raises."""
+        """The result of `work`, which only the main process does. All ranks return it, or raise what it raised."""
         if self.size == 1:
             return work()
         box: list[Any] = [None, None]
         if self.is_main:
             try:
                 box[0] = work()
-            except Exception as error:  # whatever it is, the others wait for an answer
+            except Exception as error:  # whatever it is, the other ranks wait for an answer
                 box[1] = portable(error)
         dist.broadcast_object_list(box, src=0)
         if box[1] is not None:
@@ -87,7 +87,7 @@ class World:
         return box[0]
 
     def mean(self, value: Tensor) -> Tensor:
-        """A tensor's mean over all processes, computed on its device."""
+        """A tensor's mean over all ranks, computed on its device."""
         if self.size > 1:
             dist.all_reduce(value)
             value /= self.size
@@ -98,7 +98,7 @@ SINGLE = World()
 
 
 def portable(error: Exception) -> Exception:
-    """The error, or one that says the same where that one cannot be made again from its arguments elsewhere."""
+    """The error, or a RuntimeError with its message if it cannot be copied, and so not be sent to other ranks."""
     try:
         copy.copy(error)
     except Exception:
@@ -108,7 +108,7 @@ def portable(error: Exception) -> Exception:
 
 @contextmanager
 def process_group(device: torch.device, parallel: Parallel = "ddp") -> Iterator[World]:
-    """Inside, the processes that torchrun started form a `World`; without torchrun, this one alone does."""
+    """Inside, the processes that torchrun started form a `World`; without torchrun it is `SINGLE`."""
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield SINGLE
         return
@@ -116,22 +116,22 @@ def process_group(device: torch.device, parallel: Parallel = "ddp") -> Iterator[
         torch.cuda.set_device(device)
     store, rank, size = next(rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=fresh_store(store, rank, size), rank=rank, world_size=size, timeout=PATIENCE)
+    dist.init_process_group(backend, store=fresh_store(store, rank, size), rank=rank, world_size=size, timeout=TIMEOUT)
     try:
         yield World(rank, size, parallel)
     finally:
-        with contextlib.suppress(RuntimeError):  # after a failure elsewhere there may be nothing left to leave
+        with contextlib.suppress(RuntimeError):  # after a failure of another rank there may be no group left
             dist.destroy_process_group()
 
 
 def fresh_store(store: dist.Store, rank: int, size: int) -> dist.Store:
-    """A part of the store with nothing in it from processes that are no more.
+    """The store under a new prefix, without what an earlier start of this job has left in it.
 
-    torchrun keeps its store when it starts processes again, and with it the addresses of those it lost. So the first
-    process makes up a name for the part, and tells it to each that asks under a name of its own, until all have heard.
+    torchrun keeps its store when it restarts processes, and with it the addresses of those that died. So the main
+    process makes up a prefix and answers each rank that asks, under a name of that rank's own, until all have it.
 
     Raises:
-        ConnectionError: some have not asked for as long as the store waits for anything.
+        ConnectionError: some ranks have not asked within the store's timeout.
     """
     mine = uuid4().hex
     if rank:
@@ -140,9 +140,9 @@ def fresh_store(store: dist.Store, rank: int, size: int) -> dist.Store:
         store.set(f"mimkit/heard/{name}/{rank}", "")
         return dist.PrefixStore(name, store)
     others = set(range(1, size))
-    patience = time.monotonic() + store.timeout.total_seconds()  # type: ignore[attr-defined]
+    deadline = time.monotonic() + store.timeout.total_seconds()  # type: ignore[attr-defined]
     while others:
-        if time.monotonic() > patience:
+        if time.monotonic() > deadline:
             raise ConnectionError(f"of {size} processes, these have not come: {', '.join(map(str, sorted(others)))}")
         for other in sorted(others):
             if store.check([f"mimkit/ask/{other}"]):
@@ -154,18 +154,18 @@ def fresh_store(store: dist.Store, rank: int, size: int) -> dist.Store:
 
 
 def torchrun_job() -> str | None:
-    """What names the job of torchrun that this process belongs to, also after it was started again; None without."""
+    """The id of the torchrun job that this process belongs to, the same after a restart; None without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     return None if name in (None, "none") else name
 
 
 def parallelized(model: nn.Module, world: World, device: torch.device) -> nn.Module:
-    """The model, computed together with the other ranks; its parameters stay the model's own.
+    """The model in DDP or FSDP; its parameters stay the model's own.
 
     Args:
         model: on its device, with one tensor as its output, which DDP and FSDP hang their hooks on. With fsdp its
-            parameters are replaced by shards of them, and its blocks gathered one at a time.
-        world: who takes part.
+            parameters are replaced by shards, and its blocks gathered one at a time.
+        world: the ranks.
         device: the model's.
     """
     if world.size == 1:
@@ -186,17 +186,17 @@ def gradient_sync(model: nn.Module, *, last: bool) -> AbstractContextManager[Non
 
 
 def full_tensor(value: Tensor) -> Tensor:
-    """A tensor put together from its shares; all processes must ask for it."""
+    """A tensor gathered from its shards; all ranks must call."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def local_tensor(value: Tensor) -> Tensor:
-    """This process's share of a tensor, which is all of it unless it is sharded."""
+    """This rank's shard of a tensor, which is all of it unless it is sharded."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
 def placed_like(value: Tensor, other: Tensor) -> Tensor:
-    """A whole tensor on the other's device and, where the other lies in shares, this process's share of it."""
+    """A full tensor on the other's device and, where the other is sharded, this rank's shard of it."""
     value = value.to(other.device)
     if isinstance(other, DTensor) and value.shape == other.shape:
         return distribute_tensor(value, other.device_mesh, other.placements, src_data_rank=None)

@@ -1,4 +1,4 @@
-"""What a run can run into, as one line with what to do."""
+"""Errors in training, each as one line with what to do."""
 
 import itertools
 import traceback
@@ -13,15 +13,15 @@ from mimkit.errors import TrainingStopped
 from mimkit.training.run_folder import Run
 
 NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")  # of devices, of the machine
-NO_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
 
 
 @contextmanager
 def as_messages(step: Callable[[], int], run: Run, micro_batch: int) -> Iterator[None]:
-    """Inside, what the training itself runs into becomes one line with what to do; the traceback stays its cause.
+    """Inside, an error of the training becomes one line with what to do; the original error stays its cause.
 
     Raises:
-        TrainingStopped: instead of errors that are not our own.
+        TrainingStopped: instead of errors that mimkit does not define.
     """
     try:
         yield
@@ -35,9 +35,9 @@ def as_messages(step: Callable[[], int], run: Run, micro_batch: int) -> Iterator
             what = f"out of memory in step {step()}, with --micro-batch {micro_batch}"
             raise TrainingStopped(f"{what}; {on}{f' --micro-batch {smaller}, or auto' if smaller else ''}") from error
         if "DataLoader worker (pid" in str(error) or isinstance(error, ConnectionError | EOFError):
-            raise TrainingStopped(f"a process that reads images was lost in step {step()}: {reason}; {on}") from error
-        if isinstance(error, dist.DistError) or any(words in str(error) for words in NO_PEER):
-            raise TrainingStopped(f"another process of this run was lost in step {step()}; {on}") from error
+            raise TrainingStopped(f"a data worker died in step {step()}: {reason}; {on}") from error
+        if isinstance(error, dist.DistError) or any(words in str(error) for words in LOST_PEER):
+            raise TrainingStopped(f"another process of this run died in step {step()}; {on}") from error
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
         raise TrainingStopped(f"step {step()}: {type(error).__name__} in {where}: {reason}; {on}") from error
@@ -50,7 +50,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says; of one that a reading process met, the last lines of its traceback."""
+    """The first line of an error's message; of one raised in a data worker, the last lines of its traceback."""
     lines = str(error).strip().splitlines() or [""]
     if not lines[0].startswith("Caught "):
         return lines[0]

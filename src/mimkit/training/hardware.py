@@ -1,4 +1,4 @@
-"""The machine that a run finds itself on: its devices and cores, what is installed, which code runs."""
+"""The hardware that a run finds: devices, cores and memory; and the git commit that runs."""
 
 import math
 import os
@@ -11,7 +11,7 @@ import torch
 
 
 def choose_device(name: str) -> torch.device:
-    """The named device; "auto" takes a GPU where there is one. Processes of torchrun take one each.
+    """The named device; "auto" takes a GPU where there is one. Ranks of torchrun take one each.
 
     Raises:
         ValueError: there is no such device.
@@ -29,23 +29,23 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_workers(workers: int | None) -> int:
-    """The given number of reading processes, or one for each two cores, at least one, at most eight."""
+    """The given number of data workers, or one for each two cores, at least one, at most eight."""
     return min(8, max(1, cores() // 2)) if workers is None else workers
 
 
 def cores() -> int:
-    """Cores for this process: those it may run on, shared with the others that torchrun started on this machine."""
+    """Cores for this process: those it may run on, divided among the ranks on this machine."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, here // neighbours())
+    return max(1, here // local_ranks())
 
 
-def neighbours() -> int:
-    """How many processes of the same training torchrun started on this machine, this one included."""
+def local_ranks() -> int:
+    """How many ranks torchrun started on this machine, this one included."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def available_memory(root: Path = Path("/")) -> float:
-    """MiB that this process may still take, an equal share of what is left to all that torchrun started here.
+    """MiB that this process may still take: what is left, divided among the ranks on this machine.
 
     That is what the machine has available, or less where a control group (a container, a job of a cluster) allows less.
     inf where the system does not tell.
@@ -70,12 +70,12 @@ def available_memory(root: Path = Path("/")) -> float:
                 free.append((int(most) - int(taken) + cached) / 2**20)
             if folder == top:
                 break
-    return max(0.0, min(free, default=math.inf) / neighbours())
+    return max(0.0, min(free, default=math.inf) / local_ranks())
 
 
 def shared_memory(folder: Path = Path("/dev/shm")) -> float:
-    """MiB for what other processes hand to this one, its share of what is left: containers often have little."""
-    return shutil.disk_usage(folder).free / 2**20 / neighbours() if folder.exists() else math.inf
+    """MiB for batches from data workers: what is left, divided among the local ranks. Containers often have little."""
+    return shutil.disk_usage(folder).free / 2**20 / local_ranks() if folder.exists() else math.inf
 
 
 # Where a kind of control groups is mounted, and its files: the limit, what is used, and of that what files are cached.
@@ -91,7 +91,7 @@ def resident(field: str) -> float:
 
 
 def lines_of(path: Path, start: str = "") -> list[str]:
-    """Lines of a file that begin so; none where there is no such file, or it is not for us to read."""
+    """Lines of a file that begin so; none where there is no such file, or it cannot be read."""
     try:
         return [line for line in path.read_text().splitlines() if line.startswith(start)]
     except OSError:

@@ -1,4 +1,4 @@
-"""A job: what is trained, from which batches, watched by which evaluators. The one noun between who asks and the loop.
+"""A job: what is trained, on which batches, with which evaluators. The interface between a request and the loop.
 
 `mimkit.plan.Pretraining` is one; a task is another. `mimkit.training.launch` starts jobs and continues them.
 """
@@ -19,7 +19,7 @@ from mimkit.training.run_folder import Run
 
 @dataclass(frozen=True)
 class Reading:
-    """What reading costs, by a short measurement.
+    """The cost of reading, by a short measurement.
 
     Args:
         seconds: that one data worker took for each of some samples.
@@ -36,13 +36,13 @@ class Job(ABC):
     Attributes:
         kind: as run.json says it, and `mimkit resume` finds it.
         model: called with a batch's inputs, it returns an output with `.loss`. A child of it without a trainable
-            parameter stays in evaluation mode and out of checkpoints: who makes the job again makes that child again.
+            parameter stays in evaluation mode and out of checkpoints: whoever builds the job again builds that child.
         train: epochs, batch size, learning rate and the like.
-        samples: how many there are, trained on and held out; unreadable ones are counted against it.
-        micro_batch: samples that a process computes at once; "auto" leaves it to trial steps.
+        samples: their number, of the training and held-out splits; `skipped_share` is a share of it.
+        micro_batch: samples that a rank computes at once; "auto" leaves it to trial steps.
         skipped_share: share of the samples that may prove unreadable.
         log_every: steps that a row of the log averages over.
-        compile: whether blocks of the model are compiled.
+        compile: whether the model's blocks are compiled.
     """
 
     kind: str
@@ -58,20 +58,20 @@ class Job(ABC):
     def batches(
         self, workers: int = 0, world: World = SINGLE, *, prefetch: int = 2, pin_memory: bool = False
     ) -> Batches:
-        """This process's share of all training batches."""
+        """This rank's slices of all training batches."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What run.json says of this job beside what it says of all: what is needed to make it again, as JSON."""
+        """What run.json says of this job beside what it says of all: what is needed to build it again, as JSON."""
 
     def evaluators(
         self, run: Run, *, device: torch.device, workers: int, world: World
     ) -> Sequence[tuple[int, Evaluator]]:
-        """Pairs of (every so many steps, evaluator), for the run in this folder."""
+        """Pairs of (steps between evaluations, evaluator)."""
         return ()
 
     def scalars(self) -> dict[str, float]:
-        """Further numbers for each training row."""
+        """Further numbers for each training row of the log."""
         return {}
 
     def describe(self, world: World) -> list[str]:
@@ -85,30 +85,25 @@ class Job(ABC):
         """
         return parameter_groups(model, values)
 
-    # What `--micro-batch auto` and the choice of workers need; a job without them has fixed values.
+    # For `--micro-batch auto` and the choice of workers only: a job may leave these as they are.
 
     def random_inputs(self, samples: int) -> dict[str, Tensor]:
-        """What the model is called with for so many samples, of the right shapes, on the CPU.
-
-        Raises:
-            ValueError: this kind of job has none.
-        """
-        raise ValueError(
-            f"--micro-batch auto: a job of kind {self.kind} makes no inputs for trial steps; give a number"
-        )
+        """What the model is called with for so many samples, of the right shapes, on the CPU."""
+        return {}
 
     def micro_batches(self, world: World) -> list[int]:
-        """The sizes that a micro-batch can have, rising."""
+        """The sizes that a micro-batch can have, ascending; none where only the given one will do."""
         return []
 
     def with_micro_batch(self, samples: int, world: World) -> Self:
-        """The same job, computing so many samples at once."""
+        """The same job with this micro-batch."""
         return self
 
     def request(self) -> dict[str, Any]:
-        """JSON from which `mimkit.jobs` makes model and inputs again in another process, for trials on a CPU."""
+        """JSON from which `mimkit.jobs` builds model and inputs in another process, for trials on a CPU; empty
+        for a kind of job that it does not know."""
         return {}
 
     def reading(self, world: World) -> Reading | None:
-        """What reading costs; None where it is not known or nothing can be read, which training will explain."""
+        """The cost of reading; None where it is not known, or nothing can be read: training will raise the error."""
         return None

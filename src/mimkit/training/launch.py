@@ -35,13 +35,13 @@ def start(
         out: the run folder; refused when it is not empty.
         machine: workers, checkpoints and the like.
         device: where to train.
-        world: the processes that train together, see `process_group`.
+        world: the ranks, see `process_group`.
         overwrite: replace a run that is there.
 
     Raises:
         ValueError: a micro-batch that no trial found room for.
         FileExistsError: the folder is not empty.
-        TrainingStopped: the run cannot go on.
+        TrainingStopped: the run cannot continue.
     """
     job, tuning = tuned(job, machine, device, world)
 
@@ -56,10 +56,10 @@ def proceed(job: Job, run: Run, machine: Machine, device: torch.device, world: W
     """Continue a run exactly where its last checkpoint left it; see `start`.
 
     Args:
-        job: made again as it was when the run began.
+        job: built again as it was when the run began.
 
     Raises:
-        ValueError: it is of another kind, or trained with other values, than the run began with.
+        ValueError: its kind or its training values are not those that the run began with.
     """
     if job.kind != run.kind:
         raise ValueError(f"{run.folder} is a run of kind {run.kind}, and this job is of kind {job.kind}")

@@ -1,4 +1,4 @@
-"""Where else a run's rows go: TensorBoard."""
+"""Further loggers for the rows of a run: TensorBoard."""
 
 import importlib.util
 from collections.abc import Callable
@@ -15,7 +15,7 @@ def require_loggers(machine: Machine) -> None:
 
 
 def tensorboard_sink(folder: Path) -> Callable[[dict[str, Any]], None]:
-    """Writes every number of a row to TensorBoard."""
+    """A function that writes the numbers of a row to TensorBoard."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(folder / "tensorboard"))

@@ -1,7 +1,7 @@
-"""The loop. It knows a module that returns a loss, batches, and a run folder; it knows no method and no task.
+"""The training loop. It knows a module that returns a loss, batches, and a run folder; it knows no method and no task.
 
 One step s is a pure function of the state after step s − 1 and of s itself: batches, learning rate and masks are
-computed from s, so a resumed run needs only weights, optimizer state and torch's generator.
+computed from s, so a resumed run needs only weights, optimizer state and the states of torch's generators.
 """
 
 import copy
@@ -41,13 +41,13 @@ class Batches(Protocol):
         ...
 
     def from_step(self, step: int) -> Generator[Any]:
-        """All micro-batches of steps step + 1, step + 2, ... Each has `.inputs(device)`, what the model is called with,
-        and `.skipped`, (path, reason) of what could not be read."""
+        """All micro-batches of steps step + 1, step + 2, ... Each has `.inputs(device)`, the model's keyword
+        arguments, and `.skipped`, (path, reason) of each sample that could not be read."""
         ...
 
 
 class Evaluator(Protocol):
-    """Looks at the model between steps; returns a row for the log, or None. May not touch training's state.
+    """Evaluates the model between steps; returns a row for the log, or None. May not change the state of training.
 
     A row has its "kind". Its "skipped" lists images that could not be read, (path, reason); the loop counts and logs
     them.
@@ -58,10 +58,10 @@ class Evaluator(Protocol):
 
 @dataclass(frozen=True)
 class OnAllRanks:
-    """An evaluator that every process calls, each with the weights, to share its work; the main one's row is logged.
+    """An evaluator that every rank calls, each with the weights; the main process's row is logged.
 
     Args:
-        evaluator: exchanges what it found with the other processes itself (`World.gather`).
+        evaluator: gathers its results from all ranks itself (`World.gather`).
     """
 
     evaluator: Evaluator
@@ -71,7 +71,7 @@ class OnAllRanks:
 
 
 class LossOnly(nn.Module):
-    """Wrapper whose output is the model's `.loss` alone."""
+    """Wrapper that returns only `.loss`, the tensor that DDP and FSDP hang their hooks on."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -108,27 +108,27 @@ def fit(
             trainable parameter stays in evaluation mode and out of checkpoints.
         batches: the gradients of a batch's micro-batches accumulate to one step.
         values: see `Train`.
-        run: where state, log and pictures go.
-        evaluators: pairs of (every so many steps, evaluator); each also runs before the first and after the last step,
-            on the main process, unless it is `OnAllRanks`.
-        scalars: further numbers for each training row.
-        groups: the optimizer's parameter groups of a model; see `parameter_groups`.
+        run: the folder for checkpoints, log and pictures.
+        evaluators: pairs of (steps between evaluations, evaluator); each also runs before the first and after the last
+            step, on the main process, unless it is `OnAllRanks`.
+        scalars: further numbers for each training row of the log.
+        groups: makes the optimizer's parameter groups; see `parameter_groups`.
         log_every: steps that one training row averages over.
         checkpoint_minutes: time between checkpoints; 0 writes one after each step.
-        sharded_checkpoints: each process writes the tensors, or the shards of them, that it has.
+        sharded_checkpoints: each rank writes the tensors, or shards of them, that it holds.
         skipped_share: share of the images that may prove unreadable.
-        images: number of images, for that share.
+        images: number of images that this is a share of.
         sinks: called with every row, such as a TensorBoard writer.
-        world: the processes that train together. `batches` are this one's slices, and all give the same values; the
-            main one writes, evaluates and speaks.
+        world: the ranks. `batches` are this one's slices, and all pass the same values; the main process writes,
+            evaluates and prints.
         prepare: called with the model that is trained, before it is sharded. With FSDP that is a copy: `model` itself
-            stays whole, and has the trained weights when evaluators look and in the end.
+            stays unsharded, and has the trained weights in evaluations and at the end.
 
     Returns:
-        True at the end; False when a signal asked to stop, and a checkpoint was written.
+        True at the end; False when a signal requested a stop, and a checkpoint was written.
 
     Raises:
-        TrainingStopped: too many steps without a finite loss, too many unreadable images, or an error on the way.
+        TrainingStopped: too many steps without a finite loss, too many unreadable images, or an error in a step.
     """
     steps_per_epoch, accumulation = batches.steps_per_epoch, batches.accumulation
     steps, device = values.epochs * steps_per_epoch, torch.device(device)
@@ -157,11 +157,11 @@ def fit(
             samples=images,
             skipped_share=skipped_share,
         )
-        coming: Iterator[Any] = micro_batches
+        upcoming: Iterator[Any] = micro_batches
         if world.size > 1 and step < steps:
             first = next(micro_batches)
             warm_up(loss_of, first, state, device)
-            coming = itertools.chain([first], micro_batches)
+            upcoming = itertools.chain([first], micro_batches)
         if step == 0:
             evaluate(evaluators, model, state, recorder, step, steps, device)
         saved_at = time.monotonic()
@@ -171,7 +171,7 @@ def fit(
             loss = torch.zeros((), device=device)
             for number in range(accumulation):
                 with progress.waiting():
-                    batch = next(coming)
+                    batch = next(upcoming)
                 unreadable += batch.skipped
                 with gradient_sync(loss_of, last=number == accumulation - 1):
                     loss += backward(loss_of, batch, values.precision, device, accumulation)
@@ -202,7 +202,7 @@ def fit(
 
 
 def backward(loss_of: nn.Module, batch: Any, precision: str, device: torch.device, accumulation: int) -> Tensor:
-    """The forward and backward pass of one micro-batch; its share of the step's loss."""
+    """The forward and backward pass of one micro-batch; returns its loss divided by the accumulation."""
     with autocast(device, precision):
         loss: Tensor = loss_of(**batch.inputs(device)) / accumulation
     with uninterrupted():
@@ -211,7 +211,8 @@ def backward(loss_of: nn.Module, batch: Any, precision: str, device: torch.devic
 
 
 def warm_up(loss_of: nn.Module, batch: Any, state: State, device: torch.device) -> None:
-    """A first pass that is no step: DDP orders its sums anew after it, and a resumed run should sum as before."""
+    """A pass without an update: DDP rebuilds its buckets after its first pass, and with them the order of summation,
+    which must be the same in the steps of a resumed run."""
     state.model.eval()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), uncompiled():
         backward(loss_of, batch, state.values.precision, device, 1)
@@ -221,10 +222,10 @@ def warm_up(loss_of: nn.Module, batch: Any, state: State, device: torch.device) 
 
 
 def refuse_without_gradient(state: State) -> None:
-    """Processes exchange a gradient for every parameter that is trained: one without must be frozen.
+    """Ranks exchange a gradient for every trainable parameter: one that gets none must be frozen.
 
     Raises:
-        TrainingStopped: there is one.
+        TrainingStopped: there is such a parameter.
     """
     names = state.without_gradient()
     if names:
@@ -243,7 +244,7 @@ def evaluate(
     steps: int,
     device: torch.device,
 ) -> None:
-    """Call the evaluators that are due after a step, and record what they found."""
+    """Call the evaluators that are due after a step, and record their rows."""
     world, gpus = state.world, [device] if device.type == "cuda" else []
     due = [evaluator for every, evaluator in evaluators if step == steps or step % every == 0]
     if not due:
@@ -267,7 +268,7 @@ def evaluate(
 
 
 def resume_from_newest(state: State, run: Run, world: World) -> None:
-    """Restore the run's newest whole checkpoint, the same for all processes; the main one rewinds the log to it."""
+    """Restore the newest whole checkpoint, the same on all ranks; the main process rewinds the log to it."""
     found: list[Checkpoint] = []
 
     def newest_step() -> int | None:

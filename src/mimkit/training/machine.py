@@ -1,4 +1,4 @@
-"""Where a job runs: what may differ from machine to machine. It loads no torch, so that `--help` is quick."""
+"""Options of the machine that a job runs on. Imports no torch, so that `--help` is fast."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,25 +9,25 @@ from mimkit.errors import flag
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What may differ from machine to machine without changing results."""
+    """Options that may differ from machine to machine without changing results."""
 
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
     workers: int | None = None
-    """Processes that read images; default: as many as read faster than the device computes, by a short measurement. On
-    a CPU computing is the slower part, and readers take cores from it: there, one is often enough."""
+    """Data workers, processes that read images; default: as many as read faster than the device computes, by a short
+    measurement. On a CPU computing is slower than reading, and workers take cores from it: one is often enough."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints; 0 writes one after each step."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Under torchrun: each process holds the whole model (ddp), or a share of every parameter (fsdp)."""
+    """Under torchrun: each process holds the whole model (ddp), or a shard of every parameter (fsdp)."""
     recompute: bool = False
     """Keep only the inputs of each block for the backward pass, and compute the block again: less memory, more time."""
     sharded_checkpoints: bool = False
-    """Under torchrun: each process writes what it holds, for models too large to be put together in one."""
+    """Under torchrun: each process writes the shards it holds, for models too large to be gathered in one."""
     cache: Path | None = None
-    """Where shards from URLs are kept while they are in use; default: MIMKIT_CACHE, or this system's place for such."""
+    """Where shards from URLs are kept while they are in use; default: MIMKIT_CACHE, or this system's cache folder."""
     cache_gb: float | None = None
-    """Most gigabytes that are kept there; default: MIMKIT_CACHE_GB, or 50."""
+    """Gigabytes kept there at most; default: MIMKIT_CACHE_GB, or 50."""
     tensorboard: bool = False
     """Also write TensorBoard events (pip install mimkit[tensorboard])."""
 

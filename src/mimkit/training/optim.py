@@ -1,4 +1,4 @@
-"""The values that something is trained with, the learning rate they make, and the optimizer."""
+"""Training values, the learning rate schedule that they define, and the optimizer."""
 
 import math
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mimkit.training.adamw_bf16 import AdamW16
+from mimkit.training.adamw_bf16 import AdamWBF16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,10 @@ class Train:
         decay_tokens: decay class and mask tokens too, as MAE's code does.
         decay_positions: decay learned positions and relative position biases too, as SimMIM's code does to Swin's.
         clip_grad: largest gradient norm; None leaves gradients alone.
-        precision: "bf16" autocast over float32 weights; "bf16-pure": weights, gradients, moments and activations in
-            bfloat16, with 10 bytes for each weight, its remainder included, instead of 16; "fp32" throughout.
-        ema_decay: decay per step of an exponential moving average of the weights, which is then what the run hands out;
-            None keeps none.
+        precision: "bf16" autocast over float32 weights; "bf16-pure": weights, gradients, optimizer state and
+            activations in bfloat16, 10 bytes a weight, its remainder included, instead of 16; "fp32" throughout.
+        ema_decay: decay per step of an exponential moving average of the weights, which is then what is evaluated and
+            exported; None keeps none.
     """
 
     epochs: int
@@ -92,14 +92,14 @@ class Train:
 def adamw(
     groups: Iterable[Any], precision: str, *, lr: float, betas: tuple[float, float] = (0.9, 0.95)
 ) -> torch.optim.Optimizer:
-    """AdamW for parameters, or groups of them, of a model made ready by `for_training`."""
+    """AdamW for parameters, or groups of them, of a model prepared by `for_training`."""
     if precision == "bf16-pure":
-        return AdamW16(groups, lr=lr, betas=betas)
+        return AdamWBF16(groups, lr=lr, betas=betas)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
 def norm_of(gradients: list[Tensor]) -> Tensor:
-    """The norm of all gradients together, added up in float32 where they are bfloat16."""
+    """The norm of all gradients together, summed in float32 where they are bfloat16."""
     norms = torch._foreach_norm(gradients, 2, dtype=torch.promote_types(gradients[0].dtype, torch.float32))
     return torch.linalg.vector_norm(torch.stack(norms))
 

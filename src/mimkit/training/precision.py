@@ -1,4 +1,4 @@
-"""Which number format a device computes fast in, and a model made ready to be trained in it."""
+"""The precision to train in: which one a device computes fast in, and a model prepared for it."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,11 +14,11 @@ Precision = Literal["bf16", "bf16-pure", "fp32"]
 
 
 def for_training(model: nn.Module, device: torch.device, precision: str) -> nn.Module:
-    """The model, on its device, in training mode, and in "bf16-pure" with weights, buffers and tables in bfloat16.
+    """The model, on its device, in training mode, and in "bf16-pure" with weights and buffers in bfloat16.
 
-    Batch norms stay float32: their statistics move by small steps, and torch wants their weights in the same format.
+    Batch norms stay float32: their statistics move by small steps, and torch requires their weights in the same dtype.
     Targets and losses, which have no weights of their own, are computed in float32; norms, softmax and matrix products
-    add up in float32 inside.
+    accumulate in float32.
     """
     train_mode(model.to(device))
     if precision == "bf16-pure":
@@ -31,8 +31,7 @@ def for_training(model: nn.Module, device: torch.device, precision: str) -> nn.M
 
 
 def train_mode(model: nn.Module) -> None:
-    """Training mode, but for modules whose parameters are all frozen: their batch norms and dropout stay as they are
-    in evaluation."""
+    """Training mode, but evaluation mode where all parameters are frozen, which matters to batch norms and dropout."""
     model.train()
     for module in model.modules():
         if is_frozen(module):
@@ -40,7 +39,7 @@ def train_mode(model: nn.Module) -> None:
 
 
 def is_frozen(module: nn.Module) -> bool:
-    """Whether it has parameters, and none is trained."""
+    """Whether it has parameters, and none is trainable."""
     parameters = [*module.parameters()]
     return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
@@ -51,7 +50,7 @@ def frozen_children(model: nn.Module) -> list[str]:
 
 
 def refuse_batch_norms(model: nn.Module, processes: int) -> None:
-    """Several processes exchange gradients of one format only.
+    """Ranks exchange gradients of one dtype only.
 
     Raises:
         ValueError: the model has batch norms.
@@ -66,7 +65,7 @@ def refuse_batch_norms(model: nn.Module, processes: int) -> None:
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """Inside, what the model has in bfloat16 is float32, as whoever loads it will have it. It comes back as it was."""
+    """Context: bfloat16 tensors are float32 inside, as they will be when loaded, and restored after."""
     kept = {tensor: tensor.data for tensor in tensors_of(model) if tensor.dtype == torch.bfloat16}
     for tensor, values in kept.items():
         tensor.data = values.float()
@@ -92,7 +91,7 @@ def widened(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """What a step's forward pass runs in. Casts of weights are not cached: a step uses each weight once."""
+    """Autocast for a forward pass. Casts of weights are not cached: a step uses each weight once."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 

@@ -1,4 +1,4 @@
-"""What a run says and writes while it trains: rows of the log, images that were skipped, lines for people."""
+"""What a run logs and prints while it trains: rows, skipped images, messages."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -16,17 +16,17 @@ NONFINITE_LIMIT = 10  # steps in a row without a finite loss or gradient, after 
 
 
 class Recorder:
-    """The log of a run. All processes call it alike; the main one writes and speaks.
+    """The log of a run. All ranks call it alike; the main process writes and prints.
 
     Args:
-        run: where rows go.
-        state: knows the window of steps that no row has averaged yet, and what was skipped.
-        values: what is trained with.
-        progress: where lines go.
-        world: the processes.
+        run: the folder of the log.
+        state: has the steps since the last training row, and the skipped images.
+        values: the training values.
+        progress: prints messages.
+        world: the ranks.
         sinks: called with each row, such as a TensorBoard writer.
         steps_per_epoch: for the epoch of a row.
-        samples: how many there are.
+        samples: their number.
         skipped_share: share of them that may prove unreadable.
     """
 
@@ -55,11 +55,11 @@ class Recorder:
                 sink(row)
 
     def end(self, steps: int) -> None:
-        """The run is done."""
+        """Write the last row."""
         self.row({"kind": "end", "step": steps})
 
     def window(self, step: int, lr: float, scalars: Callable[[], dict[str, float]]) -> None:
-        """Average the steps since the last window into one row; say which were not finite.
+        """Average the steps since the last window into one row; log and print non-finite ones.
 
         Raises:
             TrainingStopped: too many steps in a row were not.
@@ -81,16 +81,16 @@ class Recorder:
             self.run.log_speed(speed)
 
     def evaluated(self, step: int, row: Row) -> None:
-        """Write an evaluator's row, and say its numbers beside those of the untrained model."""
+        """Write an evaluator's row, and print its numbers beside those of the untrained model."""
         self.row({**row, "step": step, "epoch": step / self.steps_per_epoch})
         if self.world.is_main:
             self.progress.line(f"step {step}: {compared_with_untrained(row, self.run)}")
 
     def skipped(self, step: int, unreadable: Sequence[tuple[str, str]]) -> None:
-        """Count images that could not be read, (path, reason), each once.
+        """Count and log images that could not be read, (path, reason), each once.
 
         Raises:
-            TrainingStopped: they are too many.
+            TrainingStopped: there are too many.
         """
         known = self.state.skipped
         for path, reason in unreadable:
@@ -106,7 +106,7 @@ class Recorder:
 
 
 def compared_with_untrained(row: Row, run: Run) -> str:
-    """An evaluator's numbers in one line, each with what the untrained model had."""
+    """An evaluator's numbers in one line, each beside the untrained model's."""
     untrained = run.rows(row["kind"])[0]
     numbers = [
         f"{name} {value:.4g} (untrained {untrained[name]:.4g})" if name in untrained else f"{name} {value:.4g}"

@@ -1,8 +1,8 @@
-"""The run folder: everything a run needs to be run again, resumed and understood.
+"""The run folder: everything that it takes to repeat, resume and understand a run.
 
 run.json              the request, every resolved value, parts, data, versions; written once
-log.jsonl             the truth: losses, probes, skipped files; the same whatever interrupts the run
-speed.jsonl           images per second and waiting time, which differ from run to run
+log.jsonl             the results: losses, probes, skipped files; the same however often the run is interrupted
+speed.jsonl           images per second and share of time waiting for data, which differ from run to run
 checkpoints/          see `mimkit.training.checkpoint`
 reconstructions/      pictures of fixed images, one for each evaluation
 report.html           written at the end, or by `mimkit report`
@@ -22,8 +22,8 @@ from mimkit.training.distributed import SINGLE, World
 from mimkit.training.optim import Train
 
 FORMAT = 2
-"""Of run.json and of what `mimkit export` writes into files. 1, which is not written down, had parts as text and one
-kind of job. Every version reads all formats up to its own."""
+"""Of run.json and of what `mimkit export` writes into files. Files of format 1 do not say it, have parts as text, and
+know one kind of job. Every version reads all formats up to its own."""
 
 
 class Run:
@@ -51,7 +51,7 @@ class Run:
     @property
     def kind(self) -> str:
         """Of the job that the run trains."""
-        return str(self.facts.get("kind", "pretrain"))  # format 1 knew one kind
+        return str(self.facts.get("kind", "pretrain"))  # format 1 has one kind
 
     @property
     def train(self) -> Train:
@@ -69,8 +69,8 @@ class Run:
         """Start a run in a new or empty folder.
 
         Raises:
-            FileExistsError: the folder has something in it, and `overwrite` was not asked for.
-            ValueError: another process trains the run that is there.
+            FileExistsError: the folder has something in it, and `overwrite` is False.
+            ValueError: another process is training the run in it.
         """
         refuse_nonempty(folder, overwrite=overwrite)
         if overwrite and (folder / "run.json").exists():
@@ -103,10 +103,10 @@ class Run:
         return [row for row in rows if row["kind"] == kind]
 
     def save(self, step: int, checkpoint: Checkpoint, world: World = SINGLE, *, sharded: bool = False) -> None:
-        """Checkpoint the state after `step` steps, and how much of the log it has written. See `checkpoint.save`."""
+        """Write a checkpoint after `step` steps, with the length of the log so far. See `checkpoint.save`."""
         log = self.folder / "log.jsonl"
         if log.exists() and world.is_main:
-            flush(log)  # else a power cut could leave a checkpoint that counts more of the log than there is
+            flush(log)  # else a power cut could leave a checkpoint beside a shorter log than it counts on
         state = {**checkpoint.state, "step": step, "log_bytes": log.stat().st_size if log.exists() else 0}
         complete = Checkpoint(checkpoint.weights, checkpoint.training, state)
         save(self.folder / "checkpoints", step, complete, world, sharded=sharded)
@@ -121,16 +121,16 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """While inside, no other process may train this run. The system lets go when the process ends, however it does.
+        """Inside, no other process may train this run. The system releases the lock when the process ends.
 
         Raises:
-            ValueError: another process trains it.
+            ValueError: another process is training it.
         """
         with _locked(self.folder):
             yield
 
     def rewind(self, checkpoint: Checkpoint | None) -> None:
-        """Forget what was logged after the checkpoint: it will be logged again."""
+        """Cut off what was logged after the checkpoint: it will be logged again."""
         log = self.folder / "log.jsonl"
         if log.exists():
             with log.open("r+b") as file:
@@ -142,7 +142,7 @@ class Run:
 
 
 def refuse_newer(facts: dict[str, Any], source: object) -> None:
-    """Raise ValueError for what a newer version has written."""
+    """Raise ValueError for what a newer version of mimkit has written."""
     if facts.get("format", 1) > FORMAT:
         raise ValueError(
             f"{source} has format {facts['format']}, which a newer mimkit wrote: this version reads up to {FORMAT}"
@@ -150,7 +150,7 @@ def refuse_newer(facts: dict[str, Any], source: object) -> None:
 
 
 def refuse_nonempty(folder: Path, *, overwrite: bool) -> None:
-    """Raise FileExistsError where `folder` has something in it; with `overwrite`, only where that is no run."""
+    """Raise FileExistsError where `folder` is not empty; with `overwrite`, only where it holds no run."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"--out {folder} is a file, not a folder")
     refuse_unwritable(folder / "run.json")
@@ -166,7 +166,7 @@ def refuse_nonempty(folder: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:  # so that only what the lock raises is translated
+    with contextlib.ExitStack() as stack:  # so that only the lock's own error is translated
         try:
             stack.enter_context(process_lock(folder / ".lock"))
         except BlockingIOError as error:
@@ -175,7 +175,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what runs write, and nothing else."""
+    """Remove the files that runs write, and nothing else."""
     for name in ("checkpoints", "reconstructions", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("log.jsonl", "speed.jsonl", "report.html", ".lock", "run.json"):

@@ -1,4 +1,4 @@
-"""Signals, taken where a run can take them: between steps, and not inside a backward pass."""
+"""Signals, handled where a run can handle them: between steps, and not inside a backward pass."""
 
 import os
 import signal
@@ -10,45 +10,45 @@ from typing import Any
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Inside, the loss of a reading process is no error yet: torch raises it from a handler, in the midst of anything.
+    """Defer the error for a dead data worker to the end of the block; torch raises it from a SIGCHLD handler, anywhere.
 
-    A backward pass that is cut short leaves nodes behind, whose end crashes the interpreter's.
+    A backward pass that is interrupted leaves autograd nodes behind, which crash the interpreter at its exit.
     """
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD) if main and hasattr(signal, "SIGCHLD") else None
     if not callable(handler):
         yield
         return
-    lost: list[Any] = []
-    signal.signal(signal.SIGCHLD, lambda *signalled: lost.append(signalled))
+    deferred: list[Any] = []
+    signal.signal(signal.SIGCHLD, lambda *signalled: deferred.append(signalled))
     try:
         yield
     finally:
         signal.signal(signal.SIGCHLD, handler)
-    if lost:
-        handler(*lost[0])
+    if deferred:
+        handler(*deferred[0])
 
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """While inside, SIGTERM or SIGINT asks to stop after the step; a second SIGINT acts at once.
+    """Inside, SIGTERM or SIGINT requests a stop after the step; a second SIGINT interrupts at once.
 
-    A second SIGTERM asks for the same: Slurm sends one to all processes of a job, and torchrun passes its own on. So it
-    is with any signal under torchrun. What must end at once is sent a SIGKILL.
+    Repeated SIGTERMs change nothing: Slurm sends one to all processes of a job, and torchrun forwards its own. Under
+    torchrun the same holds for SIGINT. Only SIGKILL ends a run at once.
     """
-    asked = False
+    requested = False
 
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
+    def request(number: int, frame: object) -> None:
+        nonlocal requested
+        requested = True
         if number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
             signal.signal(number, old[number])
 
     main = threading.current_thread() is threading.main_thread()  # elsewhere Python forbids handlers
     numbers = (signal.SIGTERM, signal.SIGINT) if main else ()
-    old: dict[int, Any] = {number: signal.signal(number, ask) for number in numbers}
+    old: dict[int, Any] = {number: signal.signal(number, request) for number in numbers}
     try:
-        yield lambda: asked
+        yield lambda: requested
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""What a training step changes, and so what a checkpoint holds: weights, optimizer moments, generators, counters."""
+"""What a training step changes, and so what a checkpoint holds: weights, optimizer state, generators, counters."""
 
 import hashlib
 import math
@@ -32,7 +32,7 @@ class State:
     Args:
         model: on its device, see `for_training`; its parameters may be sharded.
         values: see `Train`.
-        world: the processes that train it.
+        world: the ranks that train it.
         groups: the optimizer's parameter groups. A group's "lr_scale" multiplies its learning rate.
     """
 
@@ -48,19 +48,19 @@ class State:
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.averages = dict(zip(self.trained, widened(self.trained.values()), strict=True)) if values.ema_decay else {}
         self.optimizer = adamw(groups(model, values), values.precision, lr=0.0, betas=values.betas)
-        self.step = 0  # steps done when this process took over
-        self.window: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of each step since the last row
+        self.step = 0  # steps done before this process started
+        self.window: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of each step since the last flush
         self.skipped: set[str] = set()
-        self.nonfinite = 0  # steps in a row, up to the last row
-        # What is wholly frozen is not the run's: a checksum in its place notices another one.
+        self.nonfinite = 0  # steps in a row, up to the last flush
+        # Frozen children are left out of checkpoints: their checksums detect other weights after a resume.
         self.frozen = {name: self.digest(name) for name in frozen_children(model)}
         if world.rank:
             self.reseed()
 
     def update(self, loss: Tensor, lr: float) -> Tensor:
-        """One AdamW step with the gradients that are there, unless something is not finite. Returns their norm.
+        """One optimizer step, skipped unless loss and gradient norm are finite. Returns the norm.
 
-        Whether it is finite is decided on the device, for which nothing here waits.
+        Whether they are finite is decided on the device: nothing here waits for it.
         """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = norm_of([local_tensor(p.grad) for p in parameters if p.grad is not None])
@@ -104,16 +104,16 @@ class State:
         return dict(zip(("loss", "grad_norm"), means, strict=False)), bad
 
     def without_gradient(self) -> list[str]:
-        """Names of parameters that should have one after a backward pass, and have none."""
+        """Names of trainable parameters that have no gradient after a backward pass."""
         return [name for name, parameter in self.trained.items() if parameter.grad is None]
 
     @contextmanager
     def eval_weights(self, model: nn.Module, *, on_all_ranks: bool = False) -> Iterator[None]:
-        """Inside, the main process's `model` has the weights to evaluate: whole, float32, the moving average if kept.
+        """Inside, the main process's `model` has the weights to evaluate: full, float32, the moving average if kept.
 
         Args:
-            model: the one in training, or a whole copy of it where that one is sharded.
-            on_all_ranks: every process's `model` has them.
+            model: the one in training, or an unsharded copy of it where that one is sharded.
+            on_all_ranks: every rank's `model` has them.
         """
         if self.world.sharded:
             self.copy_to(model, averaged=True, on_all_ranks=on_all_ranks)
@@ -127,31 +127,31 @@ class State:
                 self.swap()
 
     def copy_to(self, model: nn.Module, *, averaged: bool = False, on_all_ranks: bool = False) -> None:
-        """Put whole weights into the main process's `model`, or every process's."""
+        """Copy full weights into the main process's `model`, or every rank's."""
         tensors = {**self.model.state_dict(), **(self.averages if averaged else {})}
         weights = self.gather_full(tensors, on_all_ranks=on_all_ranks)
         if self.world.is_main or on_all_ranks:
             model.load_state_dict(weights)
 
     def swap(self) -> None:
-        """Exchange the trained weights with their averages, if there are."""
+        """Exchange the trained weights with their moving averages, if they are kept."""
         for name, average in self.averages.items():
             parameter = self.trained[name]
             parameter.data, self.averages[name] = average, parameter.data
 
     def gather_full(self, tensors: dict[str, Tensor], *, on_all_ranks: bool = False) -> dict[str, Tensor]:
-        """Whole tensors for the main process, or every process. All ranks must call."""
+        """Full tensors on the main process, or on every rank. All ranks must call."""
         if not self.world.sharded:
             return tensors
         found = {}
-        for name, tensor in tensors.items():  # one after another: together they may be too large for the device
+        for name, tensor in tensors.items():  # one by one: together they may be too large for the device
             value = full_tensor(tensor).detach()
             if self.world.is_main or on_all_ranks:
                 found[name] = value.cpu()
         return found
 
     def checkpoint(self, *, sharded: bool = False) -> Checkpoint:
-        """All of it but frozen children, for the main process to write, or each rank's shards. All ranks must call."""
+        """The state but for frozen children, in full on the main process, or as each rank's shards. All must call."""
 
         def collect(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return tensors if sharded else self.gather_full(tensors)
@@ -159,10 +159,10 @@ class State:
         weights, averages = self.model.state_dict(), self.averages
         weights = {name: value for name, value in weights.items() if name.partition(".")[0] not in self.frozen}
         training = collect(optimizer_tensors(self.optimizer, self.model))
-        # What is used later stands among the weights, what training goes on with beside them.
+        # Evaluation and export read the weights, so these are the moving averages; training continues from trained/.
         training |= collect({f"trained/{name}": weights[name] for name in averages})
         weights = collect({**weights, **averages})
-        if sharded and not self.world.is_main:  # buffers may differ, as batch statistics do: the main rank's are kept
+        if sharded and not self.world.is_main:  # buffers may differ, as batch statistics do: rank 0's are kept
             weights = {name: value for name, value in weights.items() if name not in dict(self.model.named_buffers())}
         for rank, generators in enumerate(self.world.gather(self.generators())):
             training |= {name_for(rank, name): state for name, state in generators.items()}
@@ -173,10 +173,10 @@ class State:
         return Checkpoint(weights, training, state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """The inverse of `checkpoint`, with however many processes it was written.
+        """The inverse of `checkpoint`, for any number of ranks that wrote it.
 
         Raises:
-            ValueError: a frozen child, which the checkpoint lacks, is not the one it was trained with.
+            ValueError: a frozen child, which the checkpoint leaves out, has other weights than when it was written.
         """
         for name, digest in checkpoint.state.get("frozen", {}).items():
             if self.frozen.get(name) != digest:
@@ -232,11 +232,11 @@ class State:
         return states
 
     def reseed(self) -> None:
-        """Other random numbers for each process, from those that the first one is about to draw."""
+        """Seed each rank differently, from what the main process's generator would draw next."""
         drawn = int(torch.randint(2**62, (), generator=torch.Generator().set_state(torch.get_rng_state())))
         torch.manual_seed(drawn + self.world.rank)
 
 
 def name_for(rank: int, name: str) -> str:
-    """A generator's name in a checkpoint; the first process's has no number."""
+    """A generator's name in a checkpoint; that of rank 0 has no number."""
     return name if rank == 0 else f"{name}/{rank}"

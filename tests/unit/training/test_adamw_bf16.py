@@ -21,7 +21,7 @@ from helpers.regression import (
     weights,
 )
 from mimkit.training import adamw_bf16 as bf16
-from mimkit.training.adamw_bf16 import AdamW16, random_bits, stored
+from mimkit.training.adamw_bf16 import AdamWBF16, random_bits, round_stochastically
 from mimkit.training.loop import fit
 from mimkit.training.optim import norm_of
 from mimkit.training.run_folder import Run
@@ -70,7 +70,7 @@ def test_small_steps_are_kept(lr, most, plain, second_beta):
         return float((found - expected).norm() / (expected - start.double()).norm())
 
     options = {"lr": lr, "betas": (0.9, second_beta)}
-    ours, _ = stepped(start, gradients, lambda p: AdamW16([{"params": p, "weight_decay": 0.05}], **options))
+    ours, _ = stepped(start, gradients, lambda p: AdamWBF16([{"params": p, "weight_decay": 0.05}], **options))
     theirs, _ = stepped(start, gradients, lambda p: torch.optim.AdamW(p, weight_decay=0.05, fused=True, **options))
     assert error(ours) < most
     assert error(theirs) > plain
@@ -82,7 +82,7 @@ def test_second_moments_follow_gradients_that_become_small():
     gradients = [(1e-3 * 0.99**step * torch.randn(4096, generator=drawn)).bfloat16() for step in range(900)]
     expected = sum(0.001 * 0.999 ** (899 - step) * g.double().square() for step, g in enumerate(gradients))
     start, options = torch.ones(4096).bfloat16(), {"lr": 1e-5, "betas": (0.9, 0.999)}
-    _, ours = stepped(start, gradients, lambda p: AdamW16(p, **options))
+    _, ours = stepped(start, gradients, lambda p: AdamWBF16(p, **options))
     _, theirs = stepped(start, gradients, lambda p: torch.optim.AdamW(p, fused=True, **options))
     assert float(ours["exp_avg_sq"].double().mean() / expected.mean()) == pytest.approx(1, abs=0.01)
     assert float(theirs["exp_avg_sq"].double().mean() / expected.mean()) > 1.5
@@ -91,7 +91,10 @@ def test_second_moments_follow_gradients_that_become_small():
 def test_rounding_is_right_on_average_and_leaves_what_fits():
     numbers = torch.tensor([1.001, -1.001, 3e-20, -0.7, 1.0, 0.0, -2.5])
     rounded = torch.stack(
-        [stored(numbers.clone(), torch.bfloat16, random_bits(torch.tensor(float(step)), 7)[0]) for step in range(2000)]
+        [
+            round_stochastically(numbers.clone(), torch.bfloat16, random_bits(torch.tensor(float(step)), 7)[0])
+            for step in range(2000)
+        ]
     ).double()
     below, above = numbers.bfloat16(), rounded.unique(dim=0)
     assert all(len(values.unique()) <= 2 for values in above.T)
@@ -113,21 +116,21 @@ def parameters_of(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
     return found
 
 
-def test_stretches_cut_and_join_parameters(monkeypatch):
+def test_chunks_cut_and_join_parameters(monkeypatch):
     """Each number is stepped alike wherever it lies; the noise alone is another."""
     shapes = ((), (7,), (3, 11), (0, 4), (50,), (2, 2))
-    monkeypatch.setattr(bf16, "stored", lambda values, number, noise: values.to(number))
+    monkeypatch.setattr(bf16, "round_stochastically", lambda values, dtype, noise: values.to(dtype))
     ends = []
-    for stretch in (1, 8, 16, 1000):
-        monkeypatch.setitem(bf16.STRETCH, "cpu", stretch)
+    for chunk in (1, 8, 16, 1000):
+        monkeypatch.setitem(bf16.CHUNK, "cpu", chunk)
         found = parameters_of(*shapes)
-        optimizer = AdamW16(
+        optimizer = AdamWBF16(
             [{"params": found[:3], "weight_decay": 0.1}, {"params": found[3:]}], lr=0.1, betas=(0.9, 0.9)
         )
         optimizer.step()
         ends.append([*weights(nn.ParameterList(found)), *(optimizer.state[p]["remainder"] for p in found)])
     assert all(same(end, ends[0]) for end in ends)
-    rows = [row for rows in bf16.stretches([[torch.arange(5), torch.arange(3)]], 4) for row in rows]
+    rows = [row for rows in bf16.chunks([[torch.arange(5), torch.arange(3)]], 4) for row in rows]
     assert [row[0].tolist() for row in rows] == [[0, 1, 2, 3], [4], [0, 1, 2]]
 
 
@@ -135,7 +138,7 @@ def test_parameters_without_gradient_are_left_out():
     found = parameters_of((4,), (5,))
     found[0].grad = None
     before = weights(nn.ParameterList(found))
-    AdamW16(found, lr=0.1, betas=(0.9, 0.9)).step()
+    AdamWBF16(found, lr=0.1, betas=(0.9, 0.9)).step()
     assert torch.equal(found[0], before[0])
     assert not torch.equal(found[1], before[1])
 

@@ -15,7 +15,7 @@ from mimkit.training import auto_workers as tuning
 from mimkit.training.auto_batch import (
     Trial,
 )
-from mimkit.training.auto_workers import Tuning, readers, tuned
+from mimkit.training.auto_workers import Tuning, tuned, workers_and_prefetch
 from mimkit.training.distributed import SINGLE
 from mimkit.training.hardware import choose_workers, cores
 from mimkit.training.machine import Machine
@@ -68,20 +68,20 @@ def test_a_trial_has_told_how_fast_steps_are(photos, monkeypatch):
 
 def test_enough_readers_to_be_faster_than_the_device():
     steady = [0.01] * 20  # 100 images per second
-    assert readers(steady, 50, 8, most=8, fitting=100) == (1, 2)
-    assert readers(steady, 200, 8, most=8, fitting=100) == (3, 2)
-    assert readers(steady, 5000, 8, most=8, fitting=100)[0] == 8  # more would not help
-    assert readers(steady, 200, 8, most=8, fitting=4) == (3, 1)  # where memory is short
-    assert readers(steady, 200, 8, most=8, fitting=0) == (1, 1)
+    assert workers_and_prefetch(steady, 50, 8, most=8, fitting=100) == (1, 2)
+    assert workers_and_prefetch(steady, 200, 8, most=8, fitting=100) == (3, 2)
+    assert workers_and_prefetch(steady, 5000, 8, most=8, fitting=100)[0] == 8  # more would not help
+    assert workers_and_prefetch(steady, 200, 8, most=8, fitting=4) == (3, 1)  # where memory is short
+    assert workers_and_prefetch(steady, 200, 8, most=8, fitting=0) == (1, 1)
 
 
 def test_readers_are_further_ahead_where_images_differ():
     uneven = [0.001] * 19 + [0.5]
-    workers, ahead = readers(uneven, 100, 2, most=16, fitting=1000)
+    workers, ahead = workers_and_prefetch(uneven, 100, 2, most=16, fitting=1000)
     slow = 2 * sum(uneven) / 20 + 3 * math.sqrt(2) * torch.tensor(uneven).std(correction=0).item()
     assert ahead > 2
     assert ahead * workers >= slow * 100 / 2 > (ahead - 1) * workers  # computed while a slow batch is read
-    assert readers(uneven, 100, 256, most=16, fitting=1000)[1] == 2  # in large batches it evens out
+    assert workers_and_prefetch(uneven, 100, 256, most=16, fitting=1000)[1] == 2  # in large batches it evens out
 
 
 def test_bad_images_do_not_stop_the_measurement(photos, tmp_path, make_photos):

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from mimkit.errors import Torn
 from mimkit.training import checkpoint
 from mimkit.training.checkpoint import (
     Checkpoint,
-    Torn,
     load,
     load_newest,
     optimizer_tensors,

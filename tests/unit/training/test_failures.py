@@ -10,8 +10,8 @@ from mimkit.training.run_folder import Run
 
 KEPT = "the last checkpoint is kept, go on with: mimkit resume RUN"
 FULL = "out of memory in step 7, with --micro-batch 15"
-READER = "a process that reads images was lost in step 7"
-PEER = f"another process of this run was lost in step 7; {KEPT}"
+WORKER = "a data worker died in step 7"
+PEER = f"another process of this run died in step 7; {KEPT}"
 OF_A_WORKER = """Caught ValueError in DataLoader worker process 0.
 Original Traceback (most recent call last):
   File "worker.py", line 1, in make
@@ -24,8 +24,8 @@ TOLD = [
     (torch.OutOfMemoryError("CUDA out of memory. Tried"), f"{FULL}; {KEPT} --micro-batch 5"),
     (MemoryError(), f"{FULL}; {KEPT} --micro-batch 5"),
     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), FULL),
-    (RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed."), f"{READER}: DataLoader worker (pid 5) is"),
-    (ConnectionResetError(104, "Connection reset by peer"), f"{READER}: [Errno 104] Connection"),
+    (RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed."), f"{WORKER}: DataLoader worker (pid 5) is"),
+    (ConnectionResetError(104, "Connection reset by peer"), f"{WORKER}: [Errno 104] Connection"),
     (RuntimeError("[gloo/pair.cc:1] Connection closed by peer [::1]:1"), PEER),
     (RuntimeError("[gloo] Timed out waiting 7200000ms for recv"), PEER),
     (torch.distributed.DistBackendError("NCCL error"), PEER),

@@ -43,7 +43,7 @@ def export_huggingface(
         source: a run folder, a file of ours, timm:NAME or random:NAME.
         out: a new or empty folder.
         encoder_only: leave out the decoder.
-        image_size: (H, W) for timm:NAME and random:NAME.
+        image_size: (H, W) of an encoder alone; None takes the source's own. Tables of positions are resized.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
 
     Returns:
@@ -60,7 +60,10 @@ def export_huggingface(
     else:
         encoder = ImageEncoder.of(method).eval().requires_grad_(False)  # as `load_encoder` gives it
     if image_size not in (None, encoder.image_size):
-        raise ValueError(f"--image-size {image_size} is for timm:NAME and random:NAME; {source} has its own")
+        own = " x ".join(map(str, encoder.image_size))
+        raise ValueError(
+            f"--image-size {image_size}: the decoder of {source} is for {own} pixels; leave it out with --encoder-only"
+        )
     converted, obstacle = convert(method, encoder)
     write(converted.weights, {"format": "pt"}, out / "model.safetensors")
     if encoder.encoder.channels == 3 and encoder.image_size[0] == encoder.image_size[1]:

@@ -48,7 +48,7 @@ def export_onnx(
     Args:
         source: a run folder, a file of ours, timm:NAME or random:NAME.
         out: file to write; the card is written beside it. Nothing is written where onnxruntime gives other features.
-        image_size: (H, W) for timm:NAME and random:NAME.
+        image_size: (H, W); None takes the source's own. Tables of positions are resized.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
 
     Raises:

@@ -60,7 +60,7 @@ def export_timm(
     Args:
         source: a run folder, a file of ours, timm:NAME or random:NAME.
         out: file to write; the card stands beside it.
-        image_size: (H, W) for timm:NAME and random:NAME.
+        image_size: (H, W); None takes the source's own. Tables of positions are resized.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
 
     Returns:
