@@ -1,0 +1,164 @@
+"""The example in docs/examples is true: a task outside the package learns, resumes exactly and is reported."""
+
+import importlib.util
+import itertools
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, jaccard_score
+
+from helpers.reports import labels_of, page_of
+from helpers.runs import fingerprint
+from mimkit.cli.main import main
+from mimkit.training import launch
+from mimkit.training.checkpoint import load_newest
+from mimkit.training.distributed import SINGLE, World
+from mimkit.training.machine import Machine
+from mimkit.training.optim import Train
+from mimkit.training.run_folder import Run
+
+FILE = Path(__file__).parents[2] / "docs" / "examples" / "segmentation.py"
+TINY = "random:vit_tiny_patch16_224(embed_dim=24,depth=2,num_heads=3)"
+SIZE = (32, 48)
+HERE = Machine(device="cpu", workers=0)
+
+
+@pytest.fixture(scope="module")
+def example():
+    specification = importlib.util.spec_from_file_location("segmentation_example", FILE)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def camvid(data_root) -> Path:
+    folder = data_root / "camvid"
+    if not folder.is_dir():
+        pytest.skip(f"no CamVid at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(example, camvid, tmp_path_factory) -> Path:
+    """A run that nothing interrupts: 30 steps."""
+    out = tmp_path_factory.mktemp("segmentation") / "run"
+    command(example, camvid, out)
+    return out
+
+
+def command(example, camvid: Path, out: Path, **others: object) -> None:
+    example.main(TINY, HERE, data=camvid, out=out, **{"image_size": SIZE, "epochs": 2, **others})
+
+
+def test_it_learns(run):
+    rows = Run(run).rows("segmentation")
+    assert [row["step"] for row in rows] == [0, 15, 30]
+    for name in ("mIoU", "pixel_accuracy"):
+        assert rows[-1][name] > 1.5 * rows[0][name]
+    assert Run(run).facts["kind"] == "segmentation"
+
+
+def test_the_same_command_goes_on_exactly(example, camvid, run, tmp_path, monkeypatch, capsys):
+    """SIGTERM in step 17; then to the end, and once more when there is nothing left to do."""
+    from_step = example.Batches.from_step
+
+    def interrupted(batches, step):
+        for number, batch in enumerate(from_step(batches, step), start=step + 1):
+            if number == 17:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(example.Batches, "from_step", interrupted)
+        command(example, camvid, out)
+    assert load_newest(out / "checkpoints").state["step"] == 17
+    assert "the same command goes on" in capsys.readouterr().out
+    (out / "reconstructions").mkdir()  # that `fingerprint` looks into
+    (run / "reconstructions").mkdir(exist_ok=True)
+    for _ in range(2):
+        command(example, camvid, out)
+        assert fingerprint(out) == fingerprint(run)
+    with pytest.raises(ValueError, match=r"is a run of .*'image_size': \[32, 48\]"):
+        command(example, camvid, out, image_size=(32, 32))
+    with pytest.raises(ValueError, match=r"began with .*epochs=2"):
+        command(example, camvid, out, epochs=3)
+
+
+def test_checkpoints_hold_the_head_alone(run):
+    """Its weights, their two moments and torch's generator."""
+    weights = load_newest(run / "checkpoints").weights
+    assert weights.keys() == {"head.weight", "head.bias"}
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    head = 4 * sum(value.numel() for value in weights.values())
+    assert sum(file.stat().st_size for file in checkpoint.iterdir()) < 3 * head + 10_000
+
+
+def test_no_tensor_of_the_encoder_changes(example, camvid, tmp_path):
+    """Batch norms and their statistics included."""
+    train = Train(epochs=1, batch_size=60, base_lr=0.01, lr_batch=60, warmup_epochs=0, precision="fp32")
+    job = example.Segmentation("random:resnet18", camvid, (32, 32), train)
+    before = {name: value.clone() for name, value in job.model.state_dict().items()}
+    assert any("running_var" in name for name in before)
+    assert launch.start(job, tmp_path / "run", HERE, torch.device("cpu"), SINGLE)
+    changed = {name for name, value in job.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"head.weight", "head.bias"}
+    assert sum(file.stat().st_size for file in (tmp_path / "run").rglob("*.safetensors")) < 100_000
+
+
+def test_processes_share_a_batch(example):
+    """Of numbered images: all are in one batch of an epoch, and other epochs have another order."""
+    images = torch.arange(12).view(12, 1, 1, 1)
+    samples = example.Samples(images, images[:, 0])
+
+    def first(world: World, step: int, count: int) -> list[list[int]]:
+        taken = itertools.islice(example.Batches(samples, 4, world).from_step(step), count)
+        return [batch.images.flatten().tolist() for batch in taken]
+
+    whole = first(SINGLE, 0, 6)
+    for epoch in (whole[:3], whole[3:]):
+        assert sorted(itertools.chain(*epoch)) == list(range(12))
+    assert whole[:3] != whole[3:]
+    assert first(SINGLE, 2, 4) == whole[2:]
+    pairs = zip(first(World(0, 2), 0, 6), first(World(1, 2), 0, 6), strict=True)
+    assert [[*itertools.chain(*zip(*pair, strict=True))] for pair in pairs] == whole
+
+
+def test_scores_are_those_of_scikit_learn(example):
+    """Of classes that occur in truth or prediction only, or not at all."""
+    torch.manual_seed(0)
+    labels, found = torch.randint(0, 4, (2, 3, 8, 8), dtype=torch.uint8)
+    found[found == 2], labels[labels == 3], labels[:, :2] = 4, 1, example.VOID
+
+    class Fixed:
+        def logits(self, images):
+            return torch.nn.functional.one_hot(images[:, 0].long(), 6).permute(0, 3, 1, 2).float()
+
+    row = example.scores(Fixed(), example.Samples(found[:, None], labels), 6, torch.device("cpu"), 7)
+    truth, guess = labels[labels != example.VOID], found[labels != example.VOID]
+    assert row["mIoU"] == pytest.approx(100 * jaccard_score(truth, guess, average="macro", zero_division=0))
+    assert row["pixel_accuracy"] == pytest.approx(100 * accuracy_score(truth, guess))
+
+
+def test_commands_take_the_run_for_what_it_is(run, tmp_path, capsys):
+    assert main(["resume", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "a run of kind 'segmentation'" in said
+    assert "continue it with the program that began it" in said
+    assert main(["report", str(run), "--out", str(tmp_path / "report.html")]) == 0
+    assert "segmentation: mIoU by step" in labels_of(page_of(tmp_path, run))
+    assert "segmentation: mIoU by step" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_wrong_requests(example, camvid, tmp_path):
+    with pytest.raises(ValueError, match="--batch-size 121, but --data has 120"):
+        command(example, camvid, tmp_path / "run", batch_size=121)
+    (tmp_path / "classes.txt").write_text("sky\n")
+    with pytest.raises(ValueError, match=r"has no images/train/\*\.jpg"):
+        command(example, tmp_path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
