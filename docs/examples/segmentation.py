@@ -29,8 +29,7 @@ from mimkit import ImageEncoder, Machine, Run, load_encoder
 from mimkit.data import read_image
 from mimkit.randomness import random_orders, sample_keys
 from mimkit.training import launch
-from mimkit.training.distributed import SINGLE, World, process_group
-from mimkit.training.hardware import choose_device
+from mimkit.training.distributed import SINGLE, World
 from mimkit.training.job import Job
 from mimkit.training.loop import Evaluator
 from mimkit.training.optim import Train
@@ -126,8 +125,6 @@ class Segmentation(Job):
         self.training, self.held_out = (Samples.read(data, split, encoder) for split in ("train", "val"))
         self.model, self.train, self.micro_batch = LinearSegmenter(encoder, len(self.classes)), train, train.batch_size
         self.samples = len(self.training.labels) + len(self.held_out.labels)
-        if train.batch_size > len(self.training.labels):
-            raise ValueError(f"--batch-size {train.batch_size}, but --data has {len(self.training.labels)} to train on")
 
     def batches(
         self, workers: int = 0, world: World = SINGLE, *, prefetch: int = 2, pin_memory: bool = False
@@ -151,19 +148,14 @@ def main(
     image_size: tuple[int, int] | None = None, epochs: int = 20, batch_size: int = 8, base_lr: float = 0.01,
 ) -> None:  # fmt: skip
     """Train, or go on where the same command was stopped."""
-    device = choose_device(machine.device)
-    train = Train(
-        epochs=epochs, batch_size=batch_size, base_lr=base_lr, lr_batch=batch_size, warmup_epochs=0,
-        precision=choose_precision(device),
-    )  # fmt: skip
-    job = Segmentation(source, data, image_size, train)
-    with process_group(device, machine.parallel) as world:
-        if not world.on_main((out / "run.json").exists):
-            finished = launch.start(job, out, machine, device, world)
-        elif job.facts().items() <= (run := Run(out)).facts.items():
-            finished = launch.proceed(job, run, machine, device, world)
-        else:
-            raise ValueError(f"--out {out} is a run of {run.facts['settings']} on {run.facts['data']}")
+
+    def make(device: torch.device, world: World) -> Segmentation:
+        values = {"lr_batch": batch_size, "warmup_epochs": 0, "precision": choose_precision(device)}
+        return Segmentation(
+            source, data, image_size, Train(epochs=epochs, batch_size=batch_size, base_lr=base_lr, **values)
+        )
+
+    finished = launch.start_or_proceed(make, out, machine)
     print(f"report: {out / 'report.html'}" if finished else "stopped and saved: the same command goes on")
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mimkit.image_encoder import ImageEncoder as ImageEncoder
+    from mimkit.jobs import resume as resume
     from mimkit.masks import Mask as Mask
     from mimkit.pretraining import pretrain as pretrain
-    from mimkit.pretraining import resume as resume
     from mimkit.settings import Settings as Settings
     from mimkit.sources import load_encoder as load_encoder
     from mimkit.sources import load_method as load_method
@@ -30,7 +30,7 @@ _HOME = {
     "load_encoder": "mimkit.sources",
     "load_method": "mimkit.sources",
     "pretrain": "mimkit.pretraining",
-    "resume": "mimkit.pretraining",
+    "resume": "mimkit.jobs",
 }
 __all__ = sorted(_HOME)
 

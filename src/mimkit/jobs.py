@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from mimkit import pretraining
 from mimkit.training.auto_batch import Trialled, serve_trials
+from mimkit.training.launch import HERE
 from mimkit.training.machine import Machine
 from mimkit.training.run_folder import Run
 
@@ -32,7 +33,7 @@ KINDS: dict[str, Kind] = {"pretrain": Kind(pretraining.resume, pretraining.make_
 
 
 def resume(
-    run: Run, *, machine: Machine, recipe: str | None = None, micro_batch: int | Literal["auto"] | None = None
+    run: Run, *, machine: Machine = HERE, recipe: str | None = None, micro_batch: int | Literal["auto"] | None = None
 ) -> bool:
     """Continue a run of any kind exactly where its last checkpoint left it. True at the end.
 

@@ -42,7 +42,8 @@ class Pretraining(Job):
         notes: choices made for the user, a line each.
     """
 
-    kind: ClassVar[str] = "pretrain"  # type: ignore[misc]
+    kind: ClassVar[str] = "pretrain"
+    resumable: ClassVar[bool] = True
     name: str
     recipe: Recipe
     settings: Settings
@@ -116,11 +117,12 @@ class Pretraining(Job):
         ]
 
     def facts(self) -> dict[str, Any]:
-        method, described = self.model, description_of(self.name, self.recipe, self.settings)
-        described["parts"]["downstream"] = (
-            "the encoder with its final norm; readout and decoder serve pre-training only"
-        )
-        return described | {
+        method, described = self.model, self.request()
+        downstream = "the encoder with its final norm; readout and decoder serve pre-training only"
+        return {
+            "recipe": self.name,
+            "settings": described["settings"],
+            "parts": described["parts"] | {"downstream": downstream},
             "data": {
                 "path": str(self.settings.data),
                 "train_images": len(self.train_images),
@@ -134,6 +136,11 @@ class Pretraining(Job):
                 "decoder": count_parameters(method.decoders),
             },
         }
+
+    def refuse_other(self, run: Run) -> None:
+        """Machines, and where data lie, may change; the images may not."""
+        if run.facts["data"]["fingerprint"] != self.fingerprint:
+            raise ValueError(f"the images in {self.settings.data} are no longer those that {run.folder} began with")
 
     @property
     def fingerprint(self) -> str:

@@ -19,16 +19,14 @@ from mimkit.settings import Settings
 from mimkit.sources import recipe_of
 from mimkit.training import launch
 from mimkit.training.auto_batch import Trialled
-from mimkit.training.distributed import World, process_group, torchrun_job
-from mimkit.training.hardware import choose_device
-from mimkit.training.loggers import require_loggers
+from mimkit.training.distributed import World, torchrun_job
 from mimkit.training.machine import Machine
 from mimkit.training.run_folder import Run, refuse_nonempty
 
-HERE = Machine()
 
-
-def pretrain(recipe: str, settings: Settings, out: Path, *, machine: Machine = HERE, overwrite: bool = False) -> bool:
+def pretrain(
+    recipe: str, settings: Settings, out: Path, *, machine: Machine = launch.HERE, overwrite: bool = False
+) -> bool:
     """Pre-train into a new run folder. True at the end, False where a signal stopped it early.
 
     Args:
@@ -43,9 +41,7 @@ def pretrain(recipe: str, settings: Settings, out: Path, *, machine: Machine = H
         TrainingStopped: the run cannot continue.
     """
     out = Path(out)
-    device = choose_device(machine.device)
-    require_loggers(machine)
-    with process_group(device, machine.parallel) as world:
+    with launch.on_machine(machine) as (device, world):
         if world.on_main(lambda: is_of_this_job(out)):
             run, file = Run(out), recipe if ":" in recipe else None
             return launch.proceed(planned_again(run, machine, device, world, recipe=file), run, machine, device, world)
@@ -61,7 +57,7 @@ def pretrain(recipe: str, settings: Settings, out: Path, *, machine: Machine = H
 def resume(
     run: Run,
     *,
-    machine: Machine = HERE,
+    machine: Machine = launch.HERE,
     recipe: str | None = None,
     micro_batch: int | Literal["auto"] | None = None,
 ) -> bool:
@@ -77,9 +73,7 @@ def resume(
     Raises:
         ValueError: the images are not those the run began with.
     """
-    device = choose_device(machine.device)
-    require_loggers(machine)
-    with process_group(device, machine.parallel) as world:
+    with launch.on_machine(machine) as (device, world):
         job = planned_again(run, machine, device, world, recipe=recipe, micro_batch=micro_batch)
         return launch.proceed(job, run, machine, device, world)
 
@@ -115,10 +109,7 @@ def planned_again(
         )
     settings = replace(settings, micro_batch=micro_batch)
     name, cache = recipe or run.facts["recipe"], Cache.at(machine.cache, machine.cache_gb)
-    job = plan_pretraining(name, composed, settings, device=device, world=world, cache=cache)
-    if run.facts["data"]["fingerprint"] != job.fingerprint:
-        raise ValueError(f"the images in {job.settings.data} are no longer those that {run.folder} began with")
-    return job
+    return plan_pretraining(name, composed, settings, device=device, world=world, cache=cache)
 
 
 def make_for_trials(request: dict[str, Any]) -> Trialled:

@@ -15,7 +15,7 @@ from mimkit.jobs import KINDS, resume
 from mimkit.pretraining import make_for_trials, pretrain
 from mimkit.training import launch
 from mimkit.training.distributed import SINGLE
-from mimkit.training.job import Job
+from mimkit.training.job import Job, differences
 from mimkit.training.machine import Machine
 from mimkit.training.optim import Train
 from mimkit.training.run_folder import Run
@@ -53,7 +53,7 @@ def test_a_kind_of_ones_own_is_continued_by_its_own_program(run, capsys):
 def test_a_job_continues_runs_of_its_kind_and_values_only(run, photos):
     job = planned(photos, epochs=1, base_lr=0.5)
     device = next(job.model.parameters()).device
-    with pytest.raises(ValueError, match=r"began with Train\(.*base_lr=0\.00015.*, which is Train\(.*base_lr=0\.5"):
+    with pytest.raises(ValueError, match=r"began with base_lr 0\.00015, which is 0\.5 now"):
         launch.proceed(job, run, HERE, device, SINGLE)
     (run.folder / "run.json").write_text(json.dumps(run.facts | {"kind": "cells"}))
     with pytest.raises(ValueError, match="is a run of kind cells, and this job is of kind pretrain"):
@@ -105,3 +105,42 @@ def test_a_job_of_ones_own_shares_loop_run_folder_and_report(tmp_path, capsys):
     with pytest.raises(ValueError, match="--micro-batch auto: a job of kind smallest cannot be tried out on cpu"):
         launch.start(asking, tmp_path / "other", HERE, device, SINGLE)
     assert not (tmp_path / "other").exists()
+
+
+class Wordy(Smallest):
+    """A job whose facts have a name of every run's."""
+
+    def facts(self) -> dict[str, object]:
+        return {"format": 99}
+
+
+class Empty(Smallest):
+    """A job without a step."""
+
+    def batches(self, workers=0, world=SINGLE, *, prefetch=2, pin_memory=False) -> Batches:
+        return Batches(steps_per_epoch=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [(Wordy, "facts of a job cannot be called format"), (Empty, "--batch-size 8 is more than there is")],
+)
+def test_jobs_that_cannot_be_leave_no_folder(kind, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        launch.start_or_proceed(lambda *_: kind(model=Regression(), train=VALUES), tmp_path / "run", HERE)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_same_call_begins_a_job_and_goes_on_with_it(tmp_path):
+    """Of the same facts only."""
+    out = tmp_path / "run"
+    assert launch.start_or_proceed(lambda *_: Smallest(model=Regression(), train=VALUES), out, HERE)
+    assert launch.start_or_proceed(lambda *_: Smallest(model=Regression(), train=VALUES), out, HERE)
+    (out / "run.json").write_text(json.dumps(Run(out).facts | {"seen": "something else"}))
+    with pytest.raises(ValueError, match="began with seen something else, which is regression now"):
+        launch.start_or_proceed(lambda *_: Smallest(model=Regression(), train=VALUES), out, HERE)
+
+
+def test_differences_are_named_by_their_keys():
+    then, now = {"a": {"b": 1, "c": [2]}, "gone": 3}, {"a": {"b": 1, "c": [4]}, "new": 5}
+    assert list(differences(then, now)) == [("a.c", [2], [4]), ("new", None, 5)]

@@ -3,8 +3,11 @@
 from dataclasses import replace
 
 from mimkit.readouts import Fused, FusedHierarchical
+from mimkit.recipes.mae import mae
 from mimkit.recipes.recipe import Recipe
 from mimkit.views import SimpleResizedCrop
+
+PUBLISHED = "ViT-B on MAE, 800 epochs: fine-tuned 83.7, linear 68.3 (ImageNet-1k top-1)"
 
 
 def mff(base: Recipe) -> Recipe:
@@ -15,7 +18,7 @@ def mff(base: Recipe) -> Recipe:
         readout=Fused,
         train=replace(base.train, decay_tokens=False),
         paper="MFF, arXiv 2308.00261",
-        published="ViT-B on MAE, 800 epochs: fine-tuned 83.7, linear 68.3 (ImageNet-1k top-1)",
+        published=PUBLISHED if base.paper == mae().paper else "",
         verified="an explicit loop over taps",
     )
 

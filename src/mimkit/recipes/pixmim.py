@@ -8,6 +8,8 @@ from mimkit.recipes.recipe import Recipe
 from mimkit.targets import LowFreqPixels, Pixels
 from mimkit.views import SimpleResizedCrop
 
+PUBLISHED = "ViT-B on MAE, 800 epochs: fine-tuned 83.5, linear 67.5; MAE there 83.3, 65.1 (ImageNet-1k top-1)"
+
 
 def pixmim(base: Recipe) -> Recipe:
     """The base, reconstructing low frequencies from a crop that keeps nearly the whole image.
@@ -23,7 +25,7 @@ def pixmim(base: Recipe) -> Recipe:
         target=LowFreqPixels(normalized=base.target.normalized),
         train=replace(base.train, decay_tokens=False),
         paper="PixMIM, arXiv 2303.02416",
-        published="ViT-B on MAE, 800 epochs: fine-tuned 83.5, linear 67.5; MAE there 83.3, 65.1 (ImageNet-1k top-1)",
+        published=PUBLISHED if base.paper == mae().paper else "",
         verified="direct Fourier sums; the published filter step by step",
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
-from mimkit.errors import TrainingStopped
+from mimkit.errors import BadImage, TrainingStopped
 from mimkit.training.run_folder import Run
 
 NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")  # of devices, of the machine
@@ -25,11 +25,14 @@ def as_messages(step: Callable[[], int], run: Run, micro_batch: int) -> Iterator
     """
     try:
         yield
+    except BadImage as error:
+        raise TrainingStopped(f"step {step()}: {error}") from error
     except (ValueError, RuntimeError, MemoryError, ConnectionError, EOFError) as error:
         if type(error).__module__.startswith("mimkit."):
             raise
         reason = first_line(error)
-        on = f"the last checkpoint is kept, go on with: mimkit resume {run.folder}"
+        kept = "the last checkpoint is kept" if any(run.folder.glob("checkpoints/step-*")) else "nothing was saved yet"
+        on = f"{kept}, go on with: {run.go_on}"
         if out_of_memory(error):
             smaller = next((n for n in range(micro_batch // 2, 0, -1) if micro_batch % n == 0), None)
             what = f"out of memory in step {step()}, with --micro-batch {micro_batch}"

@@ -3,10 +3,11 @@
 `mimkit.plan.Pretraining` is one; a task is another. `mimkit.training.launch` starts jobs and continues them.
 """
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +36,11 @@ class Job(ABC):
 
     Attributes:
         kind: as run.json says it, and `mimkit resume` finds it.
-        model: called with a batch's inputs, it returns an output with `.loss`. A child of it without a trainable
-            parameter stays in evaluation mode and out of checkpoints: whoever builds the job again builds that child.
+        resumable: whether `mimkit resume` knows this kind (`mimkit.jobs`); else whatever began a run continues it.
+        model: called with a batch's inputs, it returns an output with `.loss`, a mean over the samples. Losses of
+            micro-batches and ranks are averaged, which is the batch's loss only where each sample counts alike. A
+            child whose parameters are all frozen stays in evaluation mode and out of checkpoints: whoever builds the
+            job again builds that child, and a checksum notices another one.
         train: epochs, batch size, learning rate and the like.
         samples: their number, of the training and held-out splits; `skipped_share` is a share of it.
         micro_batch: samples that a rank computes at once; "auto" leaves it to trial steps.
@@ -45,7 +49,8 @@ class Job(ABC):
         compile: whether the model's blocks are compiled.
     """
 
-    kind: str
+    kind: ClassVar[str]
+    resumable: ClassVar[bool] = False
     model: nn.Module
     train: Train
     samples: int
@@ -58,16 +63,37 @@ class Job(ABC):
     def batches(
         self, workers: int = 0, world: World = SINGLE, *, prefetch: int = 2, pin_memory: bool = False
     ) -> Batches:
-        """This rank's slices of all training batches."""
+        """This rank's slices of all training batches: 1 / `world.size` of each, equally large on all ranks.
+
+        Args:
+            workers: data workers; 0 reads in this process. A job that reads in no workers ignores this, as it may
+                ignore `prefetch` and `pin_memory`.
+            world: the ranks that share each batch; this one's is `world.rank`.
+            prefetch: micro-batches that each worker reads ahead.
+            pin_memory: whether batches come in pinned memory, for a GPU.
+        """
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What run.json says of this job beside what it says of all: what is needed to build it again, as JSON."""
+        """What run.json says of this job beside what it says of all, as JSON: what is needed to build it again.
+
+        The report's tables know `settings`, `parts`, `parameters` and `data` (`path`, `train_images`,
+        `held_out_images`, `classes`).
+        """
+
+    def refuse_other(self, run: Run) -> None:
+        """Refuse to continue a run of another job than this one: by default, of other facts.
+
+        Raises:
+            ValueError: it is one; the message names the fact and both its values.
+        """
+        for name, then, now in differences(run.facts, json.loads(json.dumps(self.facts()))):
+            raise ValueError(f"{run.folder} began with {name} {then}, which is {now} now")
 
     def evaluators(
         self, run: Run, *, device: torch.device, workers: int, world: World
     ) -> Sequence[tuple[int, Evaluator]]:
-        """Pairs of (steps between evaluations, evaluator)."""
+        """Pairs of (steps between evaluations, evaluator), for the run in this folder; see `Evaluator`."""
         return ()
 
     def scalars(self) -> dict[str, float]:
@@ -76,7 +102,11 @@ class Job(ABC):
 
     def describe(self, world: World) -> list[str]:
         """A few lines that say what is about to be trained."""
-        return []
+        train = self.train
+        return [
+            f"{self.kind}: {self.samples:,} samples, {train.epochs} epochs, batch {train.batch_size}, "
+            f"peak learning rate {train.peak_lr:.3g}, {train.precision}"
+        ]
 
     def parameter_groups(self, model: nn.Module, values: Train) -> list[dict[str, Any]]:
         """The optimizer's groups for `model`, which is this job's or a sharded copy of it.
@@ -107,3 +137,15 @@ class Job(ABC):
     def reading(self, world: World) -> Reading | None:
         """The cost of reading; None where it is not known, or nothing can be read: training will raise the error."""
         return None
+
+
+def differences(then: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where JSON values differ from earlier ones, by their keys: ("settings.epochs", 10, 20).
+
+    Keys that only the earlier ones have are passed over.
+    """
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key, value in now.items():
+            yield from differences(then.get(key), value, f"{name}.{key}" if name else key)
+    elif then != now:
+        yield name, then, now

@@ -3,6 +3,8 @@
 import contextlib
 import platform
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -16,13 +18,46 @@ from mimkit.records import record_of
 from mimkit.report import write_report
 from mimkit.training.auto_workers import Tuning, tuned
 from mimkit.training.blocks import prepare_blocks
-from mimkit.training.distributed import World, torchrun_job
-from mimkit.training.hardware import git_commit, machine_in_words
-from mimkit.training.job import Job
-from mimkit.training.loggers import tensorboard_sink
+from mimkit.training.distributed import World, process_group, torchrun_job
+from mimkit.training.hardware import choose_device, git_commit, machine_in_words
+from mimkit.training.job import Job, differences
+from mimkit.training.loggers import require_loggers, tensorboard_sink
 from mimkit.training.loop import fit
 from mimkit.training.machine import Machine
 from mimkit.training.run_folder import FORMAT, Run
+
+HERE = Machine()
+
+
+@contextlib.contextmanager
+def on_machine(machine: Machine) -> Iterator[tuple[torch.device, World]]:
+    """Inside, the device of this process, and the processes that torchrun started, or this one alone.
+
+    Raises:
+        ValueError: there is no such device, or a package that an option needs is missing.
+    """
+    device = choose_device(machine.device)
+    require_loggers(machine)
+    with process_group(device, machine.parallel) as world:
+        yield device, world
+
+
+def start_or_proceed(make: Callable[[torch.device, World], Job], out: Path, machine: Machine = HERE) -> bool:
+    """Begin a job, or continue it where its run folder is there: what a program of one's own calls. True at the end.
+
+    Args:
+        make: makes the job, the same each time.
+        out: the run folder.
+        machine: device, workers, checkpoints and the like.
+
+    Raises:
+        See `start` and `proceed`.
+    """
+    with on_machine(machine) as (device, world):
+        job = make(device, world)
+        if world.on_main((out / "run.json").is_file):
+            return proceed(job, Run(out), machine, device, world)
+        return start(job, out, machine, device, world)
 
 
 def start(
@@ -63,8 +98,9 @@ def proceed(job: Job, run: Run, machine: Machine, device: torch.device, world: W
     """
     if job.kind != run.kind:
         raise ValueError(f"{run.folder} is a run of kind {run.kind}, and this job is of kind {job.kind}")
-    if run.train != job.train:
-        raise ValueError(f"{run.folder} began with {run.train}, which is {job.train} now")
+    for name, then, now in differences(asdict(run.train), asdict(job.train)):
+        raise ValueError(f"{run.folder} began with {name} {then}, which is {now} now")
+    job.refuse_other(run)
     job, tuning = tuned(job, machine, device, world)
     return execute(job, tuning, run, machine, device, world)
 
@@ -97,9 +133,9 @@ def execute(job: Job, tuning: Tuning, run: Run, machine: Machine, device: torch.
             )
     except OSError as error:  # a full disk, a folder gone: the request was fine, the work failed
         what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
-        raise TrainingStopped(f"{what}; what was saved is kept, go on with: mimkit resume {run.folder}") from error
+        raise TrainingStopped(f"{what}; what was saved is kept, go on with: {run.go_on}") from error
     except DataUnreachable as error:
-        raise TrainingStopped(f"{error}; what was saved is kept, go on with: mimkit resume {run.folder}") from error
+        raise TrainingStopped(f"{error}; what was saved is kept, go on with: {run.go_on}") from error
     finally:
         if world.is_main:
             with contextlib.suppress(OSError):
@@ -107,13 +143,20 @@ def execute(job: Job, tuning: Tuning, run: Run, machine: Machine, device: torch.
 
 
 def run_facts(job: Job, tuning: Tuning, device: torch.device, world: World) -> dict[str, Any]:
-    """What run.json says: the job's own facts, and those of every run."""
+    """What run.json says: the job's own facts, and those of every run.
+
+    Raises:
+        ValueError: there is no step in an epoch, or the job's facts have a name of those of every run.
+    """
     steps_per_epoch = job.batches().steps_per_epoch
-    return {
+    if steps_per_epoch < 1:
+        raise ValueError(f"--batch-size {job.train.batch_size} is more than there is to train on: an epoch has no step")
+    own = job.facts()
+    shared = {
         "format": FORMAT,
         "kind": job.kind,
+        "resumable": job.resumable,
         "mimkit": version("mimkit"),
-        **job.facts(),
         "training": record_of(job.train),
         "steps": job.train.epochs * steps_per_epoch,
         "steps_per_epoch": steps_per_epoch,
@@ -126,3 +169,6 @@ def run_facts(job: Job, tuning: Tuning, device: torch.device, world: World) -> d
         "git_commit": git_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if own.keys() & shared.keys():
+        raise ValueError(f"facts of a job cannot be called {', '.join(sorted(own.keys() & shared.keys()))}")
+    return shared | own

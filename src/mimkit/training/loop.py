@@ -49,8 +49,11 @@ class Batches(Protocol):
 class Evaluator(Protocol):
     """Evaluates the model between steps; returns a row for the log, or None. May not change the state of training.
 
-    A row has its "kind". Its "skipped" lists images that could not be read, (path, reason); the loop counts and logs
-    them.
+    It is called with the model in evaluation mode, without gradients, its weights in float32, averaged where an average
+    is kept. The model is the one that was handed to `fit`, which is whole under FSDP too.
+
+    A row has a "kind" of its own, numbers and texts by name; floats are printed beside those of the untrained model.
+    Its "skipped" lists images that could not be read, (path, reason); the loop counts and logs them.
     """
 
     def __call__(self, step: int) -> Row | None: ...

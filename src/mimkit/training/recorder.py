@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from mimkit.errors import TrainingStopped
 from mimkit.progress import Progress
 from mimkit.training.distributed import World
@@ -12,6 +14,7 @@ from mimkit.training.state import State
 
 Row = dict[str, Any]
 
+OWN_KINDS = {"train", "skipped", "nonfinite", "end"}
 NONFINITE_LIMIT = 10  # steps in a row without a finite loss or gradient, after which a run stops
 
 
@@ -81,7 +84,16 @@ class Recorder:
             self.run.log_speed(speed)
 
     def evaluated(self, step: int, row: Row) -> None:
-        """Write an evaluator's row, and print its numbers beside those of the untrained model."""
+        """Write an evaluator's row, and print its numbers beside those of the untrained model.
+
+        Raises:
+            ValueError: its kind is missing or the loop's own, or a value is neither number nor text.
+        """
+        if not isinstance(row.get("kind"), str) or row["kind"] in OWN_KINDS:
+            raise ValueError(f"an evaluator's row needs a kind of its own, got {row.get('kind')!r}")
+        for name, value in row.items():
+            if isinstance(value, Tensor):
+                raise ValueError(f"an evaluator's row of kind {row['kind']}: {name} is a tensor; give its .item()")
         self.row({**row, "step": step, "epoch": step / self.steps_per_epoch})
         if self.world.is_main:
             self.progress.line(f"step {step}: {compared_with_untrained(row, self.run)}")

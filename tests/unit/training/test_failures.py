@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mimkit.data import TooManyBadImages
-from mimkit.errors import TrainingStopped
+from mimkit.errors import BadImage, TrainingStopped
 from mimkit.training.failures import as_messages
 from mimkit.training.run_folder import Run
 
@@ -37,6 +37,7 @@ TOLD = [
 @pytest.mark.parametrize(("error", "told"), TOLD, ids=[type(error).__name__ for error, _ in TOLD])
 def test_errors_on_the_way_become_one_line(error, told, tmp_path):
     run = Run.create(tmp_path / "run", {})
+    (run.folder / "checkpoints" / "step-00000005").mkdir(parents=True)
     with pytest.raises(TrainingStopped) as stopped, as_messages(lambda: 7, run, micro_batch=15):
         raise error
     message = str(stopped.value).replace(str(run.folder), "RUN")
@@ -44,6 +45,18 @@ def test_errors_on_the_way_become_one_line(error, told, tmp_path):
     assert KEPT in message
     assert "\n" not in message
     assert stopped.value.__cause__ is error
+
+
+def test_a_line_says_what_goes_on_and_whether_anything_was_saved(tmp_path):
+    """`mimkit resume` for kinds of runs that it knows, else the command that began the run."""
+    run = Run.create(tmp_path / "run", {"kind": "cells", "resumable": False})
+    with (
+        pytest.raises(TrainingStopped, match="nothing was saved yet, go on with: the command that began it"),
+        as_messages(lambda: 1, run, micro_batch=2),
+    ):
+        raise RuntimeError("torn")
+    with pytest.raises(TrainingStopped, match=r"^step 1: a.png: torn$"), as_messages(lambda: 1, run, micro_batch=2):
+        raise BadImage("a.png", "torn")
 
 
 def test_our_own_errors_pass_as_they_are(run):

@@ -349,3 +349,17 @@ def test_resuming_on_a_gpu(tmp_path):
         ends.append((weights(model), (run.folder / "log.jsonl").read_bytes()))
     assert same(ends[0][0], ends[1][0])
     assert ends[0][1] == ends[1][1]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"mIoU": 1.0}, "an evaluator's row needs a kind of its own, got None"),
+        ({"kind": "train", "loss": 1.0}, "an evaluator's row needs a kind of its own, got 'train'"),
+        ({"kind": "segment", "mIoU": torch.tensor(1.0)}, r"kind segment: mIoU is a tensor; give its \.item\(\)"),
+    ],
+)
+def test_rows_that_would_spoil_the_log_are_refused(run, row, said):
+    with pytest.raises(TrainingStopped, match=said):
+        fit(Regression(), Batches(), VALUES, run, evaluators=[(4, lambda step: dict(row))])
+    assert not (run.folder / "log.jsonl").exists()
