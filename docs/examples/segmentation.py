@@ -155,7 +155,7 @@ def main(
             source, data, image_size, Train(epochs=epochs, batch_size=batch_size, base_lr=base_lr, **values)
         )
 
-    finished = launch.start_or_proceed(make, out, machine)
+    finished = launch.start_or_resume(make, out, machine)
     print(f"report: {out / 'report.html'}" if finished else "stopped and saved: the same command goes on")
 
 

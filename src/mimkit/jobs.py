@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mimkit import pretraining
-from mimkit.training.auto_batch import Trialled, serve_trials
-from mimkit.training.launch import HERE
+from mimkit.training.auto_batch import TrialModel, serve_trials
+from mimkit.training.launch import DEFAULT_MACHINE
 from mimkit.training.machine import Machine
 from mimkit.training.run_folder import Run
 
@@ -26,14 +26,18 @@ class Kind:
     """
 
     resume: Callable[..., bool]
-    make_for_trials: Callable[[dict[str, Any]], Trialled]
+    make_for_trials: Callable[[dict[str, Any]], TrialModel]
 
 
 KINDS: dict[str, Kind] = {"pretrain": Kind(pretraining.resume, pretraining.make_for_trials)}
 
 
 def resume(
-    run: Run, *, machine: Machine = HERE, recipe: str | None = None, micro_batch: int | Literal["auto"] | None = None
+    run: Run,
+    *,
+    machine: Machine = DEFAULT_MACHINE,
+    recipe: str | None = None,
+    micro_batch: int | Literal["auto"] | None = None,
 ) -> bool:
     """Continue a run of any kind exactly where its last checkpoint left it. True at the end.
 

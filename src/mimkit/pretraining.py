@@ -18,14 +18,14 @@ from mimkit.recipes import build
 from mimkit.settings import Settings
 from mimkit.sources import recipe_of
 from mimkit.training import launch
-from mimkit.training.auto_batch import Trialled
+from mimkit.training.auto_batch import TrialModel
 from mimkit.training.distributed import World, torchrun_job
 from mimkit.training.machine import Machine
 from mimkit.training.run_folder import Run, refuse_nonempty
 
 
 def pretrain(
-    recipe: str, settings: Settings, out: Path, *, machine: Machine = launch.HERE, overwrite: bool = False
+    recipe: str, settings: Settings, out: Path, *, machine: Machine = launch.DEFAULT_MACHINE, overwrite: bool = False
 ) -> bool:
     """Pre-train into a new run folder. True at the end, False where a signal stopped it early.
 
@@ -44,7 +44,7 @@ def pretrain(
     with launch.on_machine(machine) as (device, world):
         if world.on_main(lambda: is_of_this_job(out)):
             run, file = Run(out), recipe if ":" in recipe else None
-            return launch.proceed(planned_again(run, machine, device, world, recipe=file), run, machine, device, world)
+            return launch.resume(replan(run, machine, device, world, recipe=file), run, machine, device, world)
         world.on_main(lambda: refuse_nonempty(out, overwrite=overwrite))
         here = isinstance(settings.data, Path) and settings.data.is_dir()
         if here and out.resolve().is_relative_to(absolute(settings.data)):
@@ -57,7 +57,7 @@ def pretrain(
 def resume(
     run: Run,
     *,
-    machine: Machine = launch.HERE,
+    machine: Machine = launch.DEFAULT_MACHINE,
     recipe: str | None = None,
     micro_batch: int | Literal["auto"] | None = None,
 ) -> bool:
@@ -74,8 +74,8 @@ def resume(
         ValueError: the images are not those the run began with.
     """
     with launch.on_machine(machine) as (device, world):
-        job = planned_again(run, machine, device, world, recipe=recipe, micro_batch=micro_batch)
-        return launch.proceed(job, run, machine, device, world)
+        job = replan(run, machine, device, world, recipe=recipe, micro_batch=micro_batch)
+        return launch.resume(job, run, machine, device, world)
 
 
 def is_of_this_job(out: Path) -> bool:
@@ -84,7 +84,7 @@ def is_of_this_job(out: Path) -> bool:
     return job is not None and (out / "run.json").is_file() and Run(out).facts.get("job") == job
 
 
-def planned_again(
+def replan(
     run: Run,
     machine: Machine,
     device: torch.device,
@@ -112,9 +112,9 @@ def planned_again(
     return plan_pretraining(name, composed, settings, device=device, world=world, cache=cache)
 
 
-def make_for_trials(request: dict[str, Any]) -> Trialled:
+def make_for_trials(request: dict[str, Any]) -> TrialModel:
     """The method of a job's `request`, as it is trained, for trials in another process."""
     recipe = recipe_of(request, "this request", request["recipe"] if ":" in request["recipe"] else None)
     method = build(recipe)
     tune(method, torch.device("cpu"), recipe.train.precision)
-    return Trialled(method, recipe.train, partial(random_images, recipe))
+    return TrialModel(method, recipe.train, partial(random_images, recipe))

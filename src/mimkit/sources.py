@@ -55,12 +55,14 @@ def load_encoder(
         return ImageEncoder(encoder, Normalization(tuple(config.mean), tuple(config.std))).eval()
     facts, weights = read_source(Path(source))
     made_with = recipe_of(facts, source, recipe, encoder_only=True)
-    with torch.random.fork_rng(devices=[]), naming("--image-size") if image_size else nullcontext():
-        encoder = made_with.encoder(image_size=image_size or made_with.image_size, channels=made_with.channels)
+    size = image_size or made_with.image_size
     own = {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
-    if encoder.image_size != made_with.image_size:
-        own, resized = resize_tables(own, encoder.state_dict(), encoder, made_with.image_size)
-        print(size_note(source, made_with.image_size, encoder.image_size, resized), file=sys.stderr)
+    with torch.random.fork_rng(devices=[]), naming("--image-size") if image_size else nullcontext():
+        encoder = made_with.encoder(image_size=size, channels=made_with.channels)
+        if size != made_with.image_size:
+            built = made_with.encoder(image_size=made_with.image_size, channels=made_with.channels)
+            own, resized = resize_tables(own, encoder, made_with.image_size, built)
+            print(size_note(source, made_with.image_size, size, resized), file=sys.stderr)
     fill(encoder, own, source)
     return ImageEncoder(encoder, made_with.normalization).eval().requires_grad_(False)
 

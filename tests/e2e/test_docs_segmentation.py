@@ -6,8 +6,10 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score
 
 from helpers.reports import labels_of, page_of
@@ -34,11 +36,22 @@ def example():
     return module
 
 
-@pytest.fixture(scope="module")
-def camvid(data_root) -> Path:
-    folder = data_root / "camvid"
-    if not folder.is_dir():
-        pytest.skip(f"no CamVid at {folder}")
+@pytest.fixture(scope="module", params=["made", "CamVid"])
+def camvid(request, tmp_path_factory) -> Path:
+    """CamVid where there is test data, and always a folder of its layout: bright and dark halves to tell apart."""
+    if request.param == "CamVid":
+        folder = request.getfixturevalue("data_root") / "camvid"
+        return folder if folder.is_dir() else pytest.skip(f"no CamVid at {folder}")
+    folder, rng = tmp_path_factory.mktemp("made"), np.random.default_rng(0)
+    (folder / "classes.txt").write_text("dark\nbright\n")
+    for split, count in (("train", 120), ("val", 6)):
+        for kind in ("images", "annotations"):
+            (folder / kind / split).mkdir(parents=True)
+        for number in range(count):
+            labels = np.repeat(rng.integers(2, size=(2, 1)), 40, axis=0).repeat(96, axis=1).astype(np.uint8)
+            pixels = (60 + 120 * labels + rng.integers(40, size=labels.shape)).astype(np.uint8)
+            Image.fromarray(labels).save(folder / "annotations" / split / f"{number}.png")
+            Image.fromarray(pixels).convert("RGB").save(folder / "images" / split / f"{number}.jpg")
     return folder
 
 

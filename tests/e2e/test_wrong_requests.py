@@ -18,8 +18,7 @@ import torch
 from PIL import Image
 
 from mimkit.cli.main import main
-from mimkit.training import checkpoint
-from mimkit.training import run_folder as runs
+from mimkit.training import checkpoint, run_folder
 
 PRETRAIN = {
     "--data": "{here}/photos",
@@ -400,7 +399,7 @@ def test_no_space_for_a_new_run(here, capsys, monkeypatch, beside):
     out = here / "runs" / "mine"
     if beside:
         out.parent.mkdir()
-    fail_at_call(monkeypatch, runs, "write_text", 1, lambda path, text: 100)
+    fail_at_call(monkeypatch, run_folder, "write_text", 1, lambda path, text: 100)
     before = tree(here)
     assert f"--out {out}" in refusal(pretrain(here, {"--out": str(out)}), capsys, code=1)
     assert tree(here) == before
@@ -425,7 +424,7 @@ def lasting(run: Path) -> dict[str, bytes | None]:
     [
         (checkpoint, "save_file", 5, lambda tensors, path: 10_000, "step-00000003"),  # weights of the third checkpoint
         (checkpoint, "save_file", 6, lambda tensors, path: 10_000, "step-00000003"),  # optimizer of the third
-        (runs, "_append", 6, lambda path, row: path.stat().st_size + 20, "log.jsonl"),  # in the middle of a line
+        (run_folder, "_append", 6, lambda path, row: path.stat().st_size + 20, "log.jsonl"),  # in the middle of a line
     ],
     ids=["weights", "optimizer", "log"],
 )
@@ -449,9 +448,9 @@ def test_no_space_in_mid_run(files, undisturbed, tmp_path, capsys, monkeypatch, 
 
 
 def test_no_space_for_features(here, capsys, monkeypatch):
-    from mimkit.evaluation import frozen as after
+    from mimkit.evaluation import frozen
 
-    fail_at_call(monkeypatch, after, "write_bytes", 1, lambda path, data: 1000)
+    fail_at_call(monkeypatch, frozen, "write_bytes", 1, lambda path, data: 1000)
     request_ = ["embed", ENCODER, "--image-size", "32", "--data", f"{here}/photos", "--out", f"{here}/features.npz"]
     before = tree(here)
     assert f"{here}/features.npz" in refusal([*request_, "--workers", "0"], capsys, code=1)

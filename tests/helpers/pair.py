@@ -176,7 +176,7 @@ def evaluated_together(out: Path, kind: Parallel) -> None:
 
         world.on_main(lambda: Run.create(out, {}) and None)
         evaluators = [(4, OnAllRanks(look)), (4, lambda step: {"kind": "main", "head": model.head.weight.tolist()})]
-        fit(model, Batches(), VALUES, Run(out), evaluators=evaluators, images=10, skipped_share=0.5, world=world)
+        fit(model, Batches(), VALUES, Run(out), evaluators=evaluators, samples=10, skipped_share=0.5, world=world)
 
 
 def everything(folder: Path, photos: Path) -> dict[str, Any]:

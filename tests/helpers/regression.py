@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mimkit.training.loop import Train, fit
+from mimkit.training.loop import fit
+from mimkit.training.optim import Train
 from mimkit.training.run_folder import Run
 
 STEPS, EPOCHS, BATCH = 4, 3, 8  # steps of an epoch, epochs, samples of a batch

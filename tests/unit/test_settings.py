@@ -38,8 +38,3 @@ def test_settings_survive_json():
 def test_settings_of_another_version_are_refused():
     with pytest.raises(ValueError, match="teacher_momentum"):
         Settings.from_json({**Settings(data=HERE).to_json(), "teacher_momentum": 0.996})
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photos) -> Path:
-    return make_photos(tmp_path_factory.mktemp("plan") / "photos", count=30)

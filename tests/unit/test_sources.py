@@ -1,11 +1,13 @@
 """Where encoders and methods come from, at their own image size or another."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.interpolate import RectBivariateSpline
 
 from helpers.sources import SWIN, VIT, write_source
-from mimkit.backbones.resize import resize_relative_bias
+from mimkit.backbones.resize import geometric_distances, resize_relative_bias
 from mimkit.cli.main import main
 from mimkit.compose import compose, description_of
 from mimkit.grids import sincos_positions
@@ -56,7 +58,7 @@ def test_relative_positions_are_resized_as_simmim_does(tmp_path):
     tables = [name for name in built if name.endswith("relative_position_bias_table")]
     assert len(tables) == 2
     for name in tables:
-        assert torch.equal(larger.encoder.state_dict()[name], resize_relative_bias(built[name], 4, 6, 3))
+        assert torch.equal(larger.encoder.state_dict()[name], resize_relative_bias(built[name], (4, 4), (6, 6), 3))
     assert larger(images(96, 96)).shape == (2, 48)
 
 
@@ -101,3 +103,22 @@ def test_an_encoder_is_made_from_its_own_part_alone(tmp_path):
     assert torch.equal(load_encoder(tmp_path / "t.safetensors")(images(64, 64)), plain(images(64, 64)))
     with pytest.raises(ValueError, match="this version of mimkit has no OfTomorrow"):
         load_method(tmp_path / "t.safetensors")
+
+
+@pytest.mark.parametrize("size", [(80, 208), (96, 128), (128, 64)])
+def test_relative_positions_of_windows_that_are_not_square(tmp_path, size):
+    """Row by row of a table, a spline along each side; 5 x 13 tokens have as many rows as a square of 8 would."""
+    write_source(tmp_path / "w.safetensors", "simmim", backbone=BEIT, image_size=(64, 128), mask_cell=16)
+    built = load_encoder(tmp_path / "w.safetensors").encoder.state_dict()
+    larger = load_encoder(tmp_path / "w.safetensors", image_size=size)
+    (h, w), wanted = (size[0] // 16, size[1] // 16), larger.encoder.state_dict()
+    for name in (name for name in built if name.endswith("relative_position_bias_table")):
+        old = built[name][:-3].double().numpy().reshape(7, 15, -1)
+        at = [(geometric_distances(n - 1, m - 1) if n != m else np.arange(1 - n, n)) for n, m in ((4, h), (8, w))]
+        to = [np.arange(1 - n, n).clip(a[0], a[-1]) for n, a in zip((h, w), at, strict=True)]
+        for head in range(old.shape[2]):
+            surface = RectBivariateSpline(*at, old[:, :, head])(*to)
+            got = wanted[name][:-3, head].reshape(2 * h - 1, 2 * w - 1)
+            torch.testing.assert_close(got, torch.from_numpy(surface).float(), rtol=1e-4, atol=1e-5)
+        assert torch.equal(wanted[name][-3:], built[name][-3:])
+    assert larger(images(*size)).shape == (2, 48)

@@ -1,16 +1,17 @@
 """Tables of positions for another image size or attention window.
 
-Shapes: w side of a window in tokens, R = (2w − 1)² + P rows of a table, P prefix rows, n heads.
+Shapes: h w window in tokens, R = (2h − 1)(2w − 1) + P rows of a table, P prefix rows, n heads.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mimkit.backbones.latent import Encoder
-from mimkit.grids import grid_for, positions_for
+from mimkit.grids import Grid, grid_for, positions_for
 
 
 def window_of(rows: int) -> tuple[int, int]:
@@ -26,36 +27,44 @@ def window_of(rows: int) -> tuple[int, int]:
     raise ValueError(f"no square window has a table of {rows} relative positions")
 
 
-def resize_relative_bias(table: Tensor, old_window: int, new_window: int, prefix_rows: int = 0) -> Tensor:
+def resize_relative_bias(table: Tensor, old_window: Grid, new_window: Grid, prefix_rows: int = 0) -> Tensor:
     """A table [R, n] for another window, as BEiT and SimMIM do it when they fine-tune at another size.
 
-    For each head the table is a (2w − 1)² image. Its values are placed at distances that grow geometrically, so that
-    near neighbours keep their values and the farthest ones reach the new window's edge; a bicubic spline through them
-    is evaluated at the new window's integer distances. Prefix rows (of the class token) stay as they are.
+    For each head the table is an image of (2h − 1) x (2w − 1) distances. Its values are placed at distances that grow
+    geometrically, so that near neighbours keep their values and the farthest ones reach the new window's edge; a
+    bicubic spline through them is evaluated at the new window's integer distances. Prefix rows (of the class token)
+    stay as they are.
 
     Args:
-        table: [(2·old_window − 1)² + prefix_rows, n].
-        old_window, new_window: sides in tokens.
+        table: [(2h − 1)(2w − 1) + prefix_rows, n].
+        old_window, new_window: (h, w) in tokens.
         prefix_rows: rows at the end of the table that are not about pairs of grid tokens.
 
     Raises:
-        ValueError: the table has another number of rows, or a window has less than two tokens.
+        ValueError: the table has another number of rows, or a side to be resized has less than two tokens.
     """
-    side, new_side = 2 * old_window - 1, 2 * new_window - 1
-    if min(old_window, new_window) < 2:
-        raise ValueError(f"windows of {old_window} and {new_window} tokens: both need at least 2")
-    if len(table) != side * side + prefix_rows:
-        raise ValueError(f"a window of {old_window} needs {side * side + prefix_rows} rows, got {len(table)}")
+    (h, w), (new_h, new_w) = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (old_window, new_window))
+    if len(table) != h * w + prefix_rows:
+        raise ValueError(f"a window of {old_window} needs {h * w + prefix_rows} rows, got {len(table)}")
     if old_window == new_window:
         return table
+    across, down = (_resizing(old, new) for old, new in zip(old_window, new_window, strict=True))
+    images = table[: h * w].double().T.reshape(-1, h, w)
+    resized = (across @ images @ down.T).reshape(-1, new_h * new_w).T
+    return torch.cat([resized.to(table.dtype), table[h * w :]])
+
+
+def _resizing(old: int, new: int) -> Tensor:
+    """What resizes distances along one side of a window: linear in the values, so a matrix [2·new − 1, 2·old − 1]."""
+    if old == new:
+        return torch.eye(2 * old - 1, dtype=torch.float64)
+    if min(old, new) < 2:
+        raise ValueError(f"windows of {old} and {new} tokens: both need at least 2")
     from scipy.interpolate import CubicSpline  # slow to import
 
-    at = geometric_distances(old_window - 1, new_window - 1)
-    wanted = np.arange(1 - new_window, new_window).clip(at[0], at[-1]).astype(np.float64)
-    resize = torch.from_numpy(CubicSpline(at, np.eye(side))(wanted))  # linear in the values: a matrix [new, old]
-    images = table[: side * side].double().T.reshape(-1, side, side)
-    resized = (resize @ images @ resize.T).reshape(-1, new_side * new_side).T
-    return torch.cat([resized.to(table.dtype), table[side * side :]])
+    at = geometric_distances(old - 1, new - 1)
+    wanted = np.arange(1 - new, new).clip(at[0], at[-1]).astype(np.float64)
+    return torch.from_numpy(CubicSpline(at, np.eye(2 * old - 1))(wanted))
 
 
 def geometric_distances(steps: int, reach: int) -> np.ndarray:
@@ -75,7 +84,7 @@ def geometric_distances(steps: int, reach: int) -> np.ndarray:
 
 
 def resize_tables(
-    weights: dict[str, Tensor], expected: dict[str, Tensor], encoder: Encoder, built: tuple[int, int]
+    weights: dict[str, Tensor], encoder: Encoder, built: tuple[int, int], old: Encoder | None = None
 ) -> tuple[dict[str, Tensor], list[str]]:
     """An encoder's weights with its tables of positions for another image size, and the names of those that changed.
 
@@ -84,26 +93,34 @@ def resize_tables(
 
     Args:
         weights: by the encoder's own names, of one built for images of `built` pixels.
-        expected: the fresh weights of the encoder for its own size.
-        encoder: gives the new size and the sides of cells.
+        encoder: of the new size.
         built: (H, W).
+        old: such an encoder, which knows its windows; else they are taken to be square.
 
     Raises:
         ValueError: a table fits no grid or window of either size.
     """
-    resized, names = dict(weights), []
+    expected, resized, names = encoder.state_dict(), dict(weights), []
     for name, value in weights.items():
-        wanted = expected.get(name)
-        if wanted is None or (value.shape == wanted.shape and not name.endswith("pos_embed")):
+        if name not in expected:
             continue
         if name.endswith("relative_position_bias_table"):
-            (old, prefix), (new, _) = window_of(len(value)), window_of(len(wanted))
-            resized[name] = resize_relative_bias(value, old, new, prefix)
+            new_window = window_at(encoder, name)
+            prefix = len(expected[name]) - math.prod(2 * side - 1 for side in new_window)
+            old_window = window_at(old, name) if old else (window_of(len(value))[0],) * 2
+            resized[name] = resize_relative_bias(value, old_window, new_window, prefix)
         elif name.endswith("pos_embed") and value.ndim == 3:
-            resized[name] = _resize_positions(name, value, wanted.shape[1], encoder, built)
-        if not torch.equal(resized[name], value):
+            resized[name] = _resize_positions(name, value, expected[name].shape[1], encoder, built)
+        if resized[name] is not value and not torch.equal(resized[name], value):
             names.append(name)
     return resized, names
+
+
+def window_at(encoder: Encoder, table: str) -> Grid:
+    """The window (h, w) of the module that has this table of relative positions."""
+    module: Any = encoder.get_submodule(table.rpartition(".")[0])
+    rows, columns = module.window_size
+    return int(rows), int(columns)
 
 
 def _resize_positions(name: str, table: Tensor, rows: int, encoder: Encoder, built: tuple[int, int]) -> Tensor:

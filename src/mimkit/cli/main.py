@@ -15,6 +15,7 @@ from typing import Any
 import tyro
 
 from mimkit.cli.commands import COMMANDS
+from mimkit.errors import CannotGoOn, TrainingStopped
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,9 +38,6 @@ def main(arguments: list[str] | None = None) -> int:
     except RuntimeError as error:
         # Torch is loaded already if it can have raised. Errors that mimkit does not define keep their traceback.
         from torch import OutOfMemoryError
-
-        from mimkit.data import CannotGoOn
-        from mimkit.errors import TrainingStopped
 
         if isinstance(error, TrainingStopped | CannotGoOn | OutOfMemoryError):
             return complain(error, 1)

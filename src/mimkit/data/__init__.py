@@ -10,18 +10,13 @@ from mimkit.data.jpeg import choose_decoder
 from mimkit.data.loader import Batch, TrainBatches, load_images
 from mimkit.data.pack import Pack, Packed, write_pack
 from mimkit.data.shards.cache import Cache
-from mimkit.errors import BadImage, CannotGoOn, DataUnreachable, TooManyBadImages
 
 __all__ = [
-    "BadImage",
     "Batch",
     "Cache",
-    "CannotGoOn",
-    "DataUnreachable",
     "ImageList",
     "Pack",
     "Packed",
-    "TooManyBadImages",
     "TrainBatches",
     "all_with_splits",
     "choose_decoder",

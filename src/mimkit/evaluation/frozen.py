@@ -37,7 +37,7 @@ def probe(
         data: folder with class folders, or with train and val folders that have them; or shards with classes.
         kind: which classifier to fit.
         held_out: share to score on, where there are no train and val folders.
-        image_size: side, or height and width, for timm:NAME and random:NAME.
+        image_size: side, or height and width; None takes the source's own. Positions are resized.
         device: cpu, cuda, ...
         workers: data workers; None chooses by the number of cores.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
@@ -93,7 +93,7 @@ def embed(
         source: run folder, exported file, timm:NAME or random:NAME.
         data: as `find_all` takes it.
         out: .npz file to write.
-        image_size: side, or height and width, for timm:NAME and random:NAME.
+        image_size: side, or height and width; None takes the source's own. Positions are resized.
         device: cpu, cuda, ...
         workers: data workers; None chooses by the number of cores.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.

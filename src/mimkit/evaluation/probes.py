@@ -24,10 +24,6 @@ class Score:
     test_images: int
     classes: int
 
-    @property
-    def chance(self) -> float:
-        return 100 / self.classes
-
 
 def knn(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> Score:
     """Weighted vote of the `K` nearest training features (Wu et al. 2018; the protocol of DINO).

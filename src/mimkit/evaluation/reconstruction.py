@@ -14,8 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from mimkit.compose import with_fields
-from mimkit.data import BadImage
-from mimkit.errors import naming
+from mimkit.errors import BadImage, naming
 from mimkit.files import write_bytes
 from mimkit.image_encoder import ImageEncoder
 from mimkit.method import Method

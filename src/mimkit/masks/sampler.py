@@ -16,11 +16,14 @@ class MaskSampler(ABC):
 
     Attributes:
         cell: side of a cell in pixels; None takes the encoder's.
-        mask_token: whether its masks replace tokens, for which the encoder needs one.
     """
 
     cell: int | None = None
-    mask_token: bool = False
+
+    @property
+    def mask_token(self) -> bool:
+        """Whether its masks replace tokens, for which the encoder needs a mask token."""
+        return False
 
     @abstractmethod
     def sample(self, keys: Tensor, grid: Grid, batch_key: Tensor | None = None) -> Mask:

@@ -34,7 +34,7 @@ class UniformMask(MaskSampler):
             raise ValueError(f"secondary share must be at least 0 and below 1, got {self.secondary}")
 
     @property
-    def mask_token(self) -> bool:  # type: ignore[override]
+    def mask_token(self) -> bool:
         return self.secondary > 0
 
     def sample(self, keys: Tensor, grid: Grid, batch_key: Tensor | None = None) -> Mask:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mimkit.report.formatting import percent, short, show, signed
-from mimkit.report.read import Record, RunData, before_training, last, number
-from mimkit.report.rows import beside_untrained, in_common, last_measured, measured
+from mimkit.report.read import Row, RunData, before_training, last, number
+from mimkit.report.rows import compared_with_untrained, in_common, last_measured, measured
 from mimkit.report.verdict import PROBES
 
 UNKNOWN = short(None)
@@ -69,7 +69,7 @@ def results(runs: list[RunData], names: list[str]) -> Table:
             records = run.other_rows.get(kind, [])
             now = measured(last_measured(records) or {}).get(key)
             then = number((before_training(records) or {}).get(key))
-            own.append("" if now is None else beside_untrained(now, then))
+            own.append("" if now is None else compared_with_untrained(now, then))
         rows.append([name, run.kind if len(known_kinds(runs)) > 1 else "", run.recipe, *own, *scores, *numbers, steps])
     filled = [i for i in range(len(head)) if any(row[i] for row in rows)]
     return Table([head[i] for i in filled], [[row[i] or UNKNOWN for i in filled] for row in rows])
@@ -112,7 +112,7 @@ def median_speed(run: RunData) -> float | None:
     return found[len(found) // 2] if found else None
 
 
-def _value(section: Record, key: str) -> str:
+def _value(section: Row, key: str) -> str:
     if not section:
         return UNKNOWN
     return show(section[key]) if key in section else "not set"

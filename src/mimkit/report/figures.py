@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from mimkit.report.charts import ReferenceLine, Series, color, line_chart, shade, smooth
 from mimkit.report.formatting import count
-from mimkit.report.read import Points, Record, RunData, number, points
+from mimkit.report.read import Points, Row, RunData, number, points
 from mimkit.report.verdict import PROBES, chance, noise
 
 TALL = 240  # pixels, of the charts that matter most
@@ -167,7 +167,7 @@ def speed(run: RunData) -> list[Figure]:
     )
 
 
-def common_axis(runs: list[RunData], records: list[Record]) -> str:
+def common_axis(runs: list[RunData], records: list[Row]) -> str:
     """What runs are laid over each other by: "epoch" if their epochs differ in steps and all records say it."""
     steps_differ = len({str(run.info.get("steps_per_epoch")) for run in runs if "steps_per_epoch" in run.info}) > 1
     return "epoch" if steps_differ and all(number(record.get("epoch")) is not None for record in records) else "step"

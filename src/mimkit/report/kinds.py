@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from mimkit.report.charts import ReferenceLine, Series, color, line_chart
 from mimkit.report.figures import Figure, common_axis
 from mimkit.report.formatting import count, short
-from mimkit.report.read import Record, RunData, before_training, number, points
+from mimkit.report.read import Row, RunData, before_training, number, points
 from mimkit.report.rows import charted_keys, last_measured, measured_keys
 
 MOST_CHARTS = 24  # of one kind
@@ -63,7 +63,7 @@ def _not_shown(keys: int) -> str:
     return f" {count(rest)} more {'number is' if rest == 1 else 'numbers are'} not shown; all are in log.jsonl."
 
 
-def _figure(kind: str, records: list[Record], key: str) -> Figure:
+def _figure(kind: str, records: list[Row], key: str) -> Figure:
     before = number((before_training(records) or {}).get(key))
     trained = [record for record in records if record["step"] > 0 and number(record.get(key)) is not None]
     caption = "" if before is None else f"{short(before)} before training"
@@ -78,7 +78,7 @@ def _figure(kind: str, records: list[Record], key: str) -> Figure:
     return Figure(title, f"{caption}.", line_chart([series], title=f"{title} by step", references=references))
 
 
-def _overlay(kind: str, of_runs: list[list[Record]], names: list[str], key: str, x: str) -> Figure:
+def _overlay(kind: str, of_runs: list[list[Row]], names: list[str], key: str, x: str) -> Figure:
     series = [
         Series(label=name, points=points(records, key, x=x), color=color(i), dots=True)
         for i, (records, name) in enumerate(zip(of_runs, names, strict=True))

@@ -15,7 +15,7 @@ from mimkit.report import charts, figures, kinds
 from mimkit.report.compare import Table, differences, median_speed, results, same_loss, unique_names
 from mimkit.report.formatting import count, percent, short, show
 from mimkit.report.read import PictureFile, RunData, before_training, last, number, read_run
-from mimkit.report.rows import job_rows, last_measured, measured, telling
+from mimkit.report.rows import job_rows, last_measured, measured, varying_keys
 from mimkit.report.verdict import PROBES, Verdict, compare, verdict
 
 MOST_FRAMES = 12  # pictures shown of a single run
@@ -211,7 +211,7 @@ def _own_numbers(run: RunData) -> list[KeyNumber]:
     now, before = measured(last_measured(records) or {}), measured(before_training(records) or {})
     return [
         KeyNumber(f"{kind}: {key}", short(now[key]), f"untrained {short(before[key])}" if key in before else "")
-        for key in [key for key in telling(records) if key in now][:MOST_OWN_NUMBERS]
+        for key in [key for key in varying_keys(records) if key in now][:MOST_OWN_NUMBERS]
     ]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Record = dict[str, Any]
+Row = dict[str, Any]
 Points = list[tuple[float, float]]
 
 PRETRAIN = "pretrain"  # the kind of a run whose run.json does not say one
@@ -45,9 +45,9 @@ class RunData:
     """
 
     folder: Path
-    info: Record
-    rows: dict[str, list[Record]]
-    speed: list[Record]
+    info: Row
+    rows: dict[str, list[Row]]
+    speed: list[Row]
     pictures: list[PictureFile]
     columns: list[str]
     note: str
@@ -74,22 +74,22 @@ class RunData:
         return str(self.info.get("recipe") or "")
 
     @property
-    def train(self) -> list[Record]:
+    def train(self) -> list[Row]:
         """Means over stretches of training steps."""
         return self.rows.get("train", [])
 
     @property
-    def probes(self) -> list[Record]:
+    def probes(self) -> list[Row]:
         """What probes of the frozen encoder gave."""
         return self.rows.get("probe", [])
 
     @property
-    def skipped(self) -> list[Record]:
+    def skipped(self) -> list[Row]:
         """Files that could not be used."""
         return self.rows.get("skipped", [])
 
     @property
-    def nonfinite(self) -> list[Record]:
+    def nonfinite(self) -> list[Row]:
         """Steps whose loss or gradient was not finite."""
         return self.rows.get("nonfinite", [])
 
@@ -99,7 +99,7 @@ class RunData:
         return max((record["step"] for record in self.rows.get("end", [])), default=None)
 
     @property
-    def other_rows(self) -> dict[str, list[Record]]:
+    def other_rows(self) -> dict[str, list[Row]]:
         """The records of all kinds but the known ones; those of the run's own kind come first."""
         kinds = sorted((kind for kind in self.rows if kind not in KNOWN_KINDS), key=lambda kind: kind != self.kind)
         return {kind: self.rows[kind] for kind in kinds}
@@ -121,16 +121,16 @@ class RunData:
         return self.ended is not None and self.ended >= (self.planned or self.step)
 
     @property
-    def untrained(self) -> Record | None:
+    def untrained(self) -> Row | None:
         """The probe of the encoder before its first step."""
         return before_training(self.probes)
 
     @property
-    def probe(self) -> Record | None:
+    def probe(self) -> Row | None:
         """The last probe after training began."""
         return self.probes[-1] if self.probes and self.probes[-1]["step"] > 0 else None
 
-    def section(self, name: str) -> Record:
+    def section(self, name: str) -> Row:
         """An object of `run.json` such as `settings`; empty where it is missing."""
         value = self.info.get(name)
         return value if isinstance(value, dict) else {}
@@ -171,7 +171,7 @@ def number(value: object) -> float | None:
     return float(value) if abs(value) >= 1e-30 else 0.0
 
 
-def points(records: Iterable[Record], key: str, *, x: str = "step", scale: float = 1.0) -> Points:
+def points(records: Iterable[Row], key: str, *, x: str = "step", scale: float = 1.0) -> Points:
     """(x, scale·y) of the records that have the key; y is NaN where it is no finite number."""
     found = []
     for record in records:
@@ -182,19 +182,19 @@ def points(records: Iterable[Record], key: str, *, x: str = "step", scale: float
     return found
 
 
-def last(records: list[Record], key: str) -> float | None:
+def last(records: list[Row], key: str) -> float | None:
     """The last finite number that the records give for a key."""
     return next((y for record in reversed(records) if (y := number(record.get(key))) is not None), None)
 
 
-def before_training(records: list[Record]) -> Record | None:
+def before_training(records: list[Row]) -> Row | None:
     """The record of step 0, if the first of these is one."""
     return records[0] if records and records[0]["step"] == 0 else None
 
 
-def _by_kind(log: list[Record]) -> dict[str, list[Record]]:
+def _by_kind(log: list[Row]) -> dict[str, list[Row]]:
     """The records of each kind in the order of their steps; those whose kind is no text are left out."""
-    rows: dict[str, list[Record]] = {}
+    rows: dict[str, list[Row]] = {}
     for record in log:
         kind = record.get("kind")
         if kind and isinstance(kind, str):
@@ -207,7 +207,7 @@ def _by_kind(log: list[Record]) -> dict[str, list[Record]]:
     }
 
 
-def _read_object(path: Path, problems: list[str]) -> Record:
+def _read_object(path: Path, problems: list[str]) -> Row:
     try:
         value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
@@ -223,7 +223,7 @@ def _read_object(path: Path, problems: list[str]) -> Record:
     return {}
 
 
-def _read_lines(path: Path, problems: list[str]) -> list[Record]:
+def _read_lines(path: Path, problems: list[str]) -> list[Row]:
     """The records of a file of JSON lines, in its order; a torn last line is left out without a word."""
     try:
         data = path.read_bytes()
@@ -252,7 +252,7 @@ def _read_lines(path: Path, problems: list[str]) -> list[Record]:
     return records
 
 
-def _last_of_each_step(records: list[Record]) -> list[Record]:
+def _last_of_each_step(records: list[Row]) -> list[Row]:
     by_step = {record["step"]: record for record in records}
     return [by_step[step] for step in sorted(by_step)]
 

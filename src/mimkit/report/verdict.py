@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mimkit.report.formatting import count, percent, short, signed
-from mimkit.report.read import Record, RunData, before_training, last, number
-from mimkit.report.rows import beside_untrained, in_common, job_rows, last_measured, measured, telling
+from mimkit.report.read import Row, RunData, before_training, last, number
+from mimkit.report.rows import compared_with_untrained, in_common, job_rows, last_measured, measured, varying_keys
 
 PROBES = {"linear": "Linear probe", "knn": "k-NN probe"}
 MOST_NAMED = 3  # numbers or runs in a headline on a job's own rows
@@ -35,7 +35,7 @@ def noise(accuracy: float, images: float | None) -> float | None:
     return 200 * math.sqrt(share * (1 - share) / images)
 
 
-def noise_of_difference(first: Record, second: Record, key: str) -> float | None:
+def noise_of_difference(first: Row, second: Row, key: str) -> float | None:
     """Two standard errors of the difference of two probes' accuracies, in points, as if of separate images."""
     sides = []
     for record in (first, second):
@@ -47,7 +47,7 @@ def noise_of_difference(first: Record, second: Record, key: str) -> float | None
     return math.hypot(*sides)
 
 
-def chance(record: Record) -> float | None:
+def chance(record: Row) -> float | None:
     """Accuracy in percent of guessing among the probe's classes."""
     classes = number(record.get("classes"))
     return 100 / classes if classes and classes >= 1 else None
@@ -139,12 +139,12 @@ def _lengths(runs: list[RunData]) -> list[str]:
     return [f"They have trained for different lengths, {count(min(steps))} to {count(max(steps))} steps."]
 
 
-def _scored(run: RunData, key: str) -> Record | None:
+def _scored(run: RunData, key: str) -> Row | None:
     """The last probe after training began that has this accuracy."""
     return next((p for p in reversed(run.probes) if p["step"] > 0 and number(p.get(key)) is not None), None)
 
 
-def _with_labels(run: RunData, trained: Record, key: str) -> Verdict:
+def _with_labels(run: RunData, trained: Row, key: str) -> Verdict:
     accuracy = trained[key]
     untrained = number((run.untrained or {}).get(key))
     guess, images = chance(trained), number(trained.get("test_images"))
@@ -184,7 +184,7 @@ def _with_labels(run: RunData, trained: Record, key: str) -> Verdict:
     return Verdict(tone, headline + chances + on, details)
 
 
-def _without_labels(run: RunData, trained: Record) -> Verdict:
+def _without_labels(run: RunData, trained: Row) -> Verdict:
     so_far = "" if run.finished else "So far: "
     now, before = number(trained.get("masked_loss")), number((run.untrained or {}).get("masked_loss"))
     details = [
@@ -206,18 +206,18 @@ def _without_labels(run: RunData, trained: Record) -> Verdict:
     )
 
 
-def _of_job(run: RunData, kind: str, records: list[Record]) -> Verdict:
+def _of_job(run: RunData, kind: str, records: list[Row]) -> Verdict:
     """What a job's own rows say at the end, beside their values before training."""
     before = measured(before_training(records) or {})
     trained = last_measured(records)
-    keys = telling(records)
+    keys = varying_keys(records)
     if trained is None:
         loss = _training_loss(run)
         headline = f"Nothing measured after training began yet; {loss}" if loss else "Nothing trained yet"
         values = [f"{key} {short(before[key])}" for key in keys if key in before]
         return Verdict("open", headline, [f"Before training: {', '.join(values[:MOST_NAMED])}."] if values else [])
     now = measured(trained)
-    values = [f"{key} {beside_untrained(now[key], before.get(key))}" for key in keys if key in now]
+    values = [f"{key} {compared_with_untrained(now[key], before.get(key))}" for key in keys if key in now]
     so_far = "" if run.finished else "So far: "
     headline = f"{so_far}{kind} at step {count(trained['step'])}: {', '.join(values[:MOST_NAMED])}"
     details = [UNKNOWN_SENSE]

@@ -4,7 +4,7 @@ Shapes: B batch, C image channels, H W pixels.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,8 +34,6 @@ class LowFreqPixels(Target):
     filter: Literal["centred", "mmselfsup"] = "centred"
     normalization: Normalization = IMAGENET
 
-    reference_names: ClassVar[tuple[str, ...]] = ("low-pass target",)  # type: ignore[misc]
-
     @property
     def pixels(self) -> Pixels:
         return Pixels(normalized=self.normalized)
@@ -47,7 +45,11 @@ class LowFreqPixels(Target):
         return self.pixels(self.low_pass(images), grids)
 
     @property
-    def picture_note(self) -> str:  # type: ignore[override]
+    def reference_names(self) -> tuple[str, ...]:
+        return ("low-pass target",)
+
+    @property
+    def picture_note(self) -> str:
         return self.pixels.picture_note
 
     def references(self, images: Tensor) -> list[Tensor]:

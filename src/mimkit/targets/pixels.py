@@ -30,7 +30,7 @@ class Pixels(Target):
         return [normalize_cells(values) for values in cells] if self.normalized else cells
 
     @property
-    def picture_note(self) -> str:  # type: ignore[override]
+    def picture_note(self) -> str:
         if self.normalized:
             return "Each predicted patch is given the mean and contrast of the true patch, which the target leaves out."
         return "Pixels as predicted, nothing added."

@@ -11,15 +11,7 @@ from mimkit.grids import Grid
 
 
 class Target(ABC):
-    """Images in, values to predict out. `values` and `__call__` define one; the rest is for pictures of it.
-
-    Attributes:
-        picture_note: how `picture` makes its pictures, in one honest sentence.
-        reference_names: names of the images that `references` gives.
-    """
-
-    picture_note: str = ""
-    reference_names: tuple[str, ...] = ()
+    """Images in, values to predict out. `values` and `__call__` make a target; one that can be looked at says how."""
 
     @abstractmethod
     def values(self, cell: int, channels: int) -> int:
@@ -40,3 +32,13 @@ class Target(ABC):
     def references(self, images: Tensor) -> list[Tensor]:
         """Images worth showing beside the original, because the values are taken from them."""
         return []
+
+    @property
+    def picture_note(self) -> str:
+        """How `picture` makes its pictures, in one honest sentence."""
+        return ""
+
+    @property
+    def reference_names(self) -> tuple[str, ...]:
+        """Names of the images that `references` gives."""
+        return ()

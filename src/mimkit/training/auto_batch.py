@@ -49,7 +49,7 @@ class Trial:
 
 
 @dataclass(frozen=True, eq=False)
-class Trialled:
+class TrialModel:
     """What trial steps compute with.
 
     Args:
@@ -94,7 +94,7 @@ def find_micro_batch(
     else:
         used = torch.cuda.memory_reserved(device) / 2**20
         with torch.random.fork_rng(devices=[device]):
-            copied = Trialled(trial_copy(job.model, recompute), job.train, job.random_inputs)
+            copied = TrialModel(trial_copy(job.model, recompute), job.train, job.random_inputs)
             trials = try_sizes(copied, sizes, device, room=room, used=used)
         del copied
         release_memory(device)
@@ -130,28 +130,28 @@ def try_in_subprocess(job: Job, sizes: Sequence[int], room: float, recompute: bo
     return [] if done.returncode else [Trial(**trial) for trial in json.loads(done.stdout.splitlines()[-1])]
 
 
-def serve_trials(request: dict[str, Any], make: Callable[[dict[str, Any]], Trialled]) -> list[Trial]:
+def serve_trials(request: dict[str, Any], make: Callable[[dict[str, Any]], TrialModel]) -> list[Trial]:
     """The other side of `try_in_subprocess`: `make` builds the model from the job's request."""
     torch.set_num_threads(request["threads"])
     used = resident("VmRSS")
-    trialled = make(request["job"])
-    prepare_blocks(trialled.model, recomputed=request["recompute"])
-    return try_sizes(trialled, request["sizes"], torch.device("cpu"), room=request["room"], used=used)
+    trial_model = make(request["job"])
+    prepare_blocks(trial_model.model, recomputed=request["recompute"])
+    return try_sizes(trial_model, request["sizes"], torch.device("cpu"), room=request["room"], used=used)
 
 
 def try_sizes(
-    trialled: Trialled, sizes: Sequence[int], device: torch.device, *, room: float, used: float
+    trial_model: TrialModel, sizes: Sequence[int], device: torch.device, *, room: float, used: float
 ) -> list[Trial]:
     """Trials of ever larger micro-batches, see `search`.
 
     Args:
-        trialled: its model is modified.
+        trial_model: its model is modified.
         sizes: ascending.
         device: where to compute.
         room: MiB available.
         used: MiB that this process had taken before it had the model.
     """
-    model, train = trialled.model, trialled.train
+    model, train = trial_model.model, trial_model.train
     state: list[State] = []
 
     def attempt(samples: int) -> Trial | None:
@@ -159,7 +159,7 @@ def try_sizes(
         try:
             if not state:
                 state.append(State(for_training(model, device, train.precision), train))
-            work = training_pass(model, train, trialled.random_inputs(samples), device)
+            work = training_pass(model, train, trial_model.random_inputs(samples), device)
             if samples == sizes[0]:
                 state[0].update(work(), 0.0)  # creates the optimizer state
             seconds = quickest(work)

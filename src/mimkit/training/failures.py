@@ -32,7 +32,7 @@ def as_messages(step: Callable[[], int], run: Run, micro_batch: int) -> Iterator
             raise
         reason = first_line(error)
         kept = "the last checkpoint is kept" if any(run.folder.glob("checkpoints/step-*")) else "nothing was saved yet"
-        on = f"{kept}, go on with: {run.go_on}"
+        on = f"{kept}, go on with: {run.resume_hint}"
         if out_of_memory(error):
             smaller = next((n for n in range(micro_batch // 2, 0, -1) if micro_batch % n == 0), None)
             what = f"out of memory in step {step()}, with --micro-batch {micro_batch}"

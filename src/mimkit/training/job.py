@@ -142,10 +142,10 @@ class Job(ABC):
 def differences(then: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Where JSON values differ from earlier ones, by their keys: ("settings.epochs", 10, 20).
 
-    Keys that only the earlier ones have are passed over.
+    Keys that only one of them has are passed over: a later version may know more, and earlier runs go on.
     """
     if isinstance(then, dict) and isinstance(now, dict):
-        for key, value in now.items():
-            yield from differences(then.get(key), value, f"{name}.{key}" if name else key)
+        for key in (key for key in now if key in then):
+            yield from differences(then[key], now[key], f"{name}.{key}" if name else key)
     elif then != now:
         yield name, then, now

@@ -24,9 +24,9 @@ from mimkit.training.job import Job, differences
 from mimkit.training.loggers import require_loggers, tensorboard_sink
 from mimkit.training.loop import fit
 from mimkit.training.machine import Machine
-from mimkit.training.run_folder import FORMAT, Run
+from mimkit.training.run_folder import FORMAT, Run, refuse_nonempty
 
-HERE = Machine()
+DEFAULT_MACHINE = Machine()
 
 
 @contextlib.contextmanager
@@ -42,7 +42,7 @@ def on_machine(machine: Machine) -> Iterator[tuple[torch.device, World]]:
         yield device, world
 
 
-def start_or_proceed(make: Callable[[torch.device, World], Job], out: Path, machine: Machine = HERE) -> bool:
+def start_or_resume(make: Callable[[torch.device, World], Job], out: Path, machine: Machine = DEFAULT_MACHINE) -> bool:
     """Begin a job, or continue it where its run folder is there: what a program of one's own calls. True at the end.
 
     Args:
@@ -51,13 +51,14 @@ def start_or_proceed(make: Callable[[torch.device, World], Job], out: Path, mach
         machine: device, workers, checkpoints and the like.
 
     Raises:
-        See `start` and `proceed`.
+        See `start` and `resume`.
     """
     with on_machine(machine) as (device, world):
+        there = world.on_main((out / "run.json").is_file)
+        if not there:
+            world.on_main(lambda: refuse_nonempty(out, overwrite=False))
         job = make(device, world)
-        if world.on_main((out / "run.json").is_file):
-            return proceed(job, Run(out), machine, device, world)
-        return start(job, out, machine, device, world)
+        return resume(job, Run(out), machine, device, world) if there else start(job, out, machine, device, world)
 
 
 def start(
@@ -87,7 +88,7 @@ def start(
     return execute(job, tuning, Run(out), machine, device, world)
 
 
-def proceed(job: Job, run: Run, machine: Machine, device: torch.device, world: World) -> bool:
+def resume(job: Job, run: Run, machine: Machine, device: torch.device, world: World) -> bool:
     """Continue a run exactly where its last checkpoint left it; see `start`.
 
     Args:
@@ -126,16 +127,16 @@ def execute(job: Job, tuning: Tuning, run: Run, machine: Machine, device: torch.
                 checkpoint_minutes=machine.checkpoint_minutes,
                 sharded_checkpoints=machine.sharded_checkpoints and world.size > 1,
                 skipped_share=job.skipped_share,
-                images=job.samples,
+                samples=job.samples,
                 sinks=[tensorboard_sink(run.folder)] if machine.tensorboard and world.is_main else [],
                 world=world,
                 prepare=partial(prepare_blocks, compiled=job.compile, recomputed=machine.recompute),
             )
     except OSError as error:  # a full disk, a folder gone: the request was fine, the work failed
         what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
-        raise TrainingStopped(f"{what}; what was saved is kept, go on with: {run.go_on}") from error
+        raise TrainingStopped(f"{what}; what was saved is kept, go on with: {run.resume_hint}") from error
     except DataUnreachable as error:
-        raise TrainingStopped(f"{error}; what was saved is kept, go on with: {run.go_on}") from error
+        raise TrainingStopped(f"{error}; what was saved is kept, go on with: {run.resume_hint}") from error
     finally:
         if world.is_main:
             with contextlib.suppress(OSError):

@@ -99,7 +99,7 @@ def fit(
     checkpoint_minutes: float = 5.0,
     sharded_checkpoints: bool = False,
     skipped_share: float = 0.1,
-    images: int = 0,
+    samples: int = 0,
     sinks: Iterable[Callable[[Row], None]] = (),
     world: World = SINGLE,
     prepare: Callable[[nn.Module], object] = lambda model: None,
@@ -116,11 +116,12 @@ def fit(
             step, on the main process, unless it is `OnAllRanks`.
         scalars: further numbers for each training row of the log.
         groups: makes the optimizer's parameter groups; see `parameter_groups`.
+        device: where to train.
         log_every: steps that one training row averages over.
         checkpoint_minutes: time between checkpoints; 0 writes one after each step.
         sharded_checkpoints: each rank writes the tensors, or shards of them, that it holds.
-        skipped_share: share of the images that may prove unreadable.
-        images: number of images that this is a share of.
+        skipped_share: share of the samples that may prove unreadable.
+        samples: number of samples that this is a share of.
         sinks: called with every row, such as a TensorBoard writer.
         world: the ranks. `batches` are this one's slices, and all pass the same values; the main process writes,
             evaluates and prints.
@@ -142,7 +143,8 @@ def fit(
     if world.sharded and world.is_main:
         model.to(device)
     resume_from_newest(state, run, world)
-    step, unreadable = state.step, list[tuple[str, str]]()
+    step = state.step
+    unreadable: list[tuple[str, str]] = []
     with (
         Progress(steps=steps, done=step, images_per_step=values.batch_size, silent=not world.is_main) as progress,
         closing(batches.from_step(step)) as micro_batches,
@@ -157,7 +159,7 @@ def fit(
             world,
             sinks=sinks,
             steps_per_epoch=steps_per_epoch,
-            samples=images,
+            samples=samples,
             skipped_share=skipped_share,
         )
         upcoming: Iterator[Any] = micro_batches

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mimkit.errors import flag
 from mimkit.training.adamw_bf16 import AdamWBF16
 
 
@@ -54,7 +55,7 @@ class Train:
         for name in ("epochs", "batch_size", "base_lr", "lr_batch", "clip_grad"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}")
+                raise ValueError(f"{flag(name)} must be above 0, got {value}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"--ema must lie between 0 and 1, got {self.ema_decay}")
         if not 0 <= self.weight_decay < math.inf:
@@ -65,9 +66,7 @@ class Train:
             )
         for name in ("warmup_lr", "min_lr"):
             if not 0 <= getattr(self, name) <= self.base_lr:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} {getattr(self, name):g} must lie in 0 .. --base-lr {self.base_lr:g}"
-                )
+                raise ValueError(f"{flag(name)} {getattr(self, name):g} must lie in 0 .. --base-lr {self.base_lr:g}")
 
     @property
     def peak_lr(self) -> float:

@@ -119,7 +119,7 @@ class Recorder:
 
 def compared_with_untrained(row: Row, run: Run) -> str:
     """An evaluator's numbers in one line, each beside the untrained model's."""
-    untrained = run.rows(row["kind"])[0]
+    untrained = next((one for one in run.rows(row["kind"]) if one["step"] == 0), {})
     numbers = [
         f"{name} {value:.4g} (untrained {untrained[name]:.4g})" if name in untrained else f"{name} {value:.4g}"
         for name, value in row.items()

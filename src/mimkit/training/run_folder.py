@@ -54,7 +54,7 @@ class Run:
         return str(self.facts.get("kind", "pretrain"))  # format 1 has one kind
 
     @property
-    def go_on(self) -> str:
+    def resume_hint(self) -> str:
         """What continues it, for messages."""
         return f"mimkit resume {self.folder}" if self.facts.get("resumable", True) else "the command that began it"
 

@@ -38,14 +38,14 @@ def slowly(table: Tensor, old: int, new: int) -> Tensor:
 @pytest.mark.parametrize(("old", "new"), [(6, 7), (7, 6), (6, 12), (12, 14), (14, 24), (7, 12), (4, 32)])
 def test_as_scipy(old, new):
     table = torch.randn((2 * old - 1) ** 2, 3, generator=torch.Generator().manual_seed(0))
-    resized = resize_relative_bias(table, old, new)
+    resized = resize_relative_bias(table, (old, old), (new, new))
     assert resized.shape == ((2 * new - 1) ** 2, 3)
     torch.testing.assert_close(resized, slowly(table, old, new), rtol=0, atol=2e-6)
 
 
 def test_near_neighbours_keep_their_values():
     table = torch.randn(11 * 11, 2, generator=torch.Generator().manual_seed(0))
-    resized = resize_relative_bias(table, 6, 7)
+    resized = resize_relative_bias(table, (6, 6), (7, 7))
     before, after = table.view(11, 11, 2), resized.view(13, 13, 2)
     torch.testing.assert_close(after[5:8, 5:8], before[4:7, 4:7], rtol=0, atol=1e-5)
 
@@ -54,15 +54,15 @@ def test_there_and_back():
     """A smooth table survives 6 to 12 tokens and back; the middle exactly."""
     axis = torch.linspace(-1, 1, 11)
     table = torch.exp(-(axis[:, None] ** 2) - axis**2).reshape(-1, 1)
-    again = resize_relative_bias(resize_relative_bias(table, 6, 12), 12, 6)
+    again = resize_relative_bias(resize_relative_bias(table, (6, 6), (12, 12)), (12, 12), (6, 6))
     assert again.shape == table.shape
     torch.testing.assert_close(again.view(11, 11)[5, 5], table.view(11, 11)[5, 5], rtol=0, atol=1e-6)
-    assert torch.equal(resize_relative_bias(table, 6, 6), table)
+    assert torch.equal(resize_relative_bias(table, (6, 6), (6, 6)), table)
 
 
 def test_prefix_rows_stay():
     table = torch.randn(27**2 + 3, 2, generator=torch.Generator().manual_seed(0)).half()
-    resized = resize_relative_bias(table, 14, 24, 3)
+    resized = resize_relative_bias(table, (14, 14), (24, 24), 3)
     assert resized.shape == (47**2 + 3, 2)
     assert resized.dtype == torch.float16
     assert torch.equal(resized[-3:], table[-3:])
@@ -87,6 +87,6 @@ def test_wrong_tables():
     with pytest.raises(ValueError, match="no square window has a table of 100"):
         window_of(100)
     with pytest.raises(ValueError, match="needs 121 rows, got 100"):
-        resize_relative_bias(torch.zeros(100, 2), 6, 7)
+        resize_relative_bias(torch.zeros(100, 2), (6, 6), (7, 7))
     with pytest.raises(ValueError, match="at least 2"):
-        resize_relative_bias(torch.zeros(1, 2), 1, 7)
+        resize_relative_bias(torch.zeros(1, 2), (1, 1), (7, 7))

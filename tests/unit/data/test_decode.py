@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, ImageFile, features
 from skimage import data as pictures
 
-from mimkit.data import BadImage, decode, read_image
+from mimkit.data import decode, read_image
+from mimkit.errors import BadImage
 
 
 def pixels_of(path: Path, channels: int = 3) -> np.ndarray:

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 from skimage import data as pictures
 
-from mimkit.data import BadImage, decode, read_image
+from mimkit.data import decode, read_image
 from mimkit.data import jpeg as fast
 from mimkit.data.jpeg import JpegPicture, choose_decoder, open_image
+from mimkit.errors import BadImage
 from mimkit.views import Box, CenterCrop, PillowPicture, RandomResizedCrop, SimpleResizedCrop, Size, View
 
 simplejpeg = pytest.importorskip("simplejpeg", reason="the fast decoder needs simplejpeg: pip install mimkit[fast]")

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimkit.data import BadImage, Pack, find_all, find_images, load_images, read_image, split, write_pack
+from mimkit.data import Pack, find_all, find_images, load_images, read_image, split, write_pack
 from mimkit.data.folder import all_with_splits
 from mimkit.data.images import ImageList
 from mimkit.data.pack import Packed
+from mimkit.errors import BadImage
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),

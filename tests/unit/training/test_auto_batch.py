@@ -15,10 +15,10 @@ from mimkit.method import Method
 from mimkit.plan import divisors
 from mimkit.pretraining import pretrain
 from mimkit.settings import Settings
-from mimkit.training import auto_batch as trials
+from mimkit.training import auto_batch
 from mimkit.training.auto_batch import (
     Trial,
-    Trialled,
+    TrialModel,
     cheapest,
     doubling,
     extrapolate,
@@ -86,7 +86,7 @@ def test_the_search_goes_back_when_memory_was_not_enough():
 
 def test_the_search_has_little_patience(monkeypatch):
     now = iter([0.0, 10, 10, 30, 30, 70])
-    monkeypatch.setattr(trials.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(auto_batch.time, "monotonic", lambda: next(now))
     attempt, asked = attempts({n: float(n) for n in (1, 2, 4, 8)})
     search(attempt, [1, 2, 4, 8], room=1000, fixed=0)
     assert asked == [1, 2, 4]
@@ -105,15 +105,15 @@ def test_trials_end_where_memory_does(photos, monkeypatch, error):
             raise error
         return forward(self, images, **options)
 
-    monkeypatch.setattr(trials, "quickest", lambda work: 1.0 if work().isfinite() else math.nan)
+    monkeypatch.setattr(auto_batch, "quickest", lambda work: 1.0 if work().isfinite() else math.nan)
     monkeypatch.setattr(Method, "forward", short)
-    copied = Trialled(trial_copy(request.model, False), request.train, request.random_inputs)
+    copied = TrialModel(trial_copy(request.model, False), request.train, request.random_inputs)
     given = (copied, [1, 2, 4, 12], CPU)
     if error not in SHORTAGES:
         with pytest.raises(RuntimeError, match="shapes"):
-            trials.try_sizes(*given, room=1e6, used=0)
+            auto_batch.try_sizes(*given, room=1e6, used=0)
         return
-    tried = trials.try_sizes(*given, room=1e6, used=0)
+    tried = auto_batch.try_sizes(*given, room=1e6, used=0)
     assert [(trial.images, trial.images_per_second) for trial in tried] == [(1, 1), (2, 2)]
     assert 0 < tried[0].mib <= tried[1].mib
 
@@ -130,14 +130,14 @@ class Told(World):
 
 def test_processes_agree_on_the_smallest(photos, monkeypatch):
     request = planned(photos)
-    monkeypatch.setattr(trials, "try_in_subprocess", lambda *_: [Trial(1, 1.0, 1.0), Trial(4, 4.0, 2.0)])
+    monkeypatch.setattr(auto_batch, "try_in_subprocess", lambda *_: [Trial(1, 1.0, 1.0), Trial(4, 4.0, 2.0)])
     given = (request, [1, 2, 4], CPU)
     assert find_micro_batch(*given, SINGLE)[0] == 4
     chosen, tried = find_micro_batch(*given, Told(size=3, others=(2, 4)))
     assert (chosen, len(tried)) == (2, 2)
     with pytest.raises(ValueError, match=r"auto: weights, optimizer state and 1 image at once need more than"):
         find_micro_batch(*given, Told(size=2, others=(0,)))  # another has no room for one: all refuse
-    monkeypatch.setattr(trials, "available_memory", lambda: math.inf)
+    monkeypatch.setattr(auto_batch, "available_memory", lambda: math.inf)
     with pytest.raises(ValueError, match="nothing tells how much memory cpu has; give a number"):
         find_micro_batch(*given, SINGLE)
 

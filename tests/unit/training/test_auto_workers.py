@@ -11,7 +11,7 @@ from helpers.plans import planned, settings
 from helpers.runs import fingerprint
 from mimkit.data import TrainBatches
 from mimkit.pretraining import pretrain
-from mimkit.training import auto_workers as tuning
+from mimkit.training import auto_workers
 from mimkit.training.auto_batch import (
     Trial,
 )
@@ -48,7 +48,7 @@ def test_measuring_leaves_no_trace(photos, monkeypatch):
 
 def test_workers_given_by_hand_are_not_measured(photos, monkeypatch):
     monkeypatch.setattr(TrainBatches, "reading_times", None)
-    monkeypatch.setattr(tuning, "speed_of", None)
+    monkeypatch.setattr(auto_workers, "speed_of", None)
     request = planned(photos)
     assert tuned(request, Machine(workers=3), CPU, SINGLE) == (request, Tuning(workers=3, trials=[]))
     assert Tuning(workers=3).describe() == []
@@ -57,8 +57,8 @@ def test_workers_given_by_hand_are_not_measured(photos, monkeypatch):
 def test_a_trial_has_told_how_fast_steps_are(photos, monkeypatch):
     request = planned(photos, micro_batch="auto")
     found = [Trial(1, 2.0, 1.0), Trial(4, 8.0, 1.0), Trial(12, 8.1, 1.0)]
-    monkeypatch.setattr(tuning, "find_micro_batch", lambda *_, **__: (4, found))
-    monkeypatch.setattr(tuning, "speed_of", None)
+    monkeypatch.setattr(auto_workers, "find_micro_batch", lambda *_, **__: (4, found))
+    monkeypatch.setattr(auto_workers, "speed_of", None)
     request, chosen = tuned(request, Machine(), CPU, SINGLE)
     assert (request.settings.micro_batch, request.batches().accumulation) == (4, 3)
     assert request.batches(0).micro_batch == 4

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from mimkit.data import TooManyBadImages
-from mimkit.errors import BadImage, TrainingStopped
+from mimkit.errors import BadImage, TooManyBadImages, TrainingStopped
 from mimkit.training.failures import as_messages
 from mimkit.training.run_folder import Run
 

@@ -14,7 +14,7 @@ from helpers.regression import (
 from mimkit.compose import TRAIN_SETTINGS
 from mimkit.errors import flag
 from mimkit.readouts import Fused
-from mimkit.training.loop import Train, parameter_groups
+from mimkit.training.optim import Train, parameter_groups
 
 
 def test_learning_rate_is_the_formula():

@@ -18,7 +18,6 @@ from mimkit.efficiency import tune
 from mimkit.masks import Mask
 from mimkit.recipes import build
 from mimkit.settings import Settings
-from mimkit.training.loop import State
 from mimkit.training.precision import (
     Precision,
     autocast,
@@ -28,6 +27,7 @@ from mimkit.training.precision import (
     refuse_batch_norms,
     tensors_of,
 )
+from mimkit.training.state import State
 
 CPU = torch.device("cpu")
 PURE = replace(VALUES, precision="bf16-pure")

@@ -153,12 +153,12 @@ def test_rewinding_a_run_without_a_log(tmp_path):
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, monkeypatch):
-    from mimkit.training import run_folder as runs
+    from mimkit.training import run_folder
 
     def full(path, text):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(runs, "write_text", full)
+    monkeypatch.setattr(run_folder, "write_text", full)
     (tmp_path / "there").mkdir()
     for folder in (tmp_path / "new" / "deep", tmp_path / "there" / "run", tmp_path / "there"):
         with pytest.raises(OSError, match=rf"--out {folder} cannot be written: No space left on device"):

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from helpers.regression import VALUES, Batches, FrozenEncoder, Regression, same, weights
-from mimkit.training.loop import State, fit
+from mimkit.training.loop import fit
 from mimkit.training.optim import Train
 from mimkit.training.run_folder import Run
+from mimkit.training.state import State
 
 
 @pytest.mark.gpu

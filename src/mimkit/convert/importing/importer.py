@@ -47,6 +47,7 @@ TRANSLATIONS: dict[Format, Callable[[Weights, Hints, ImportOptions], Translation
 
 
 DEFAULT_OPTIONS = ImportOptions()
+ENCODER = "encoder."
 PREFIX_TOKENS = ("encoder.vit.cls_token", "encoder.vit.reg_token")
 
 
@@ -129,7 +130,9 @@ def import_checkpoint(file: Path, out: Path, options: ImportOptions = DEFAULT_OP
     weights, strict = translation.weights, options.strict
     with naming_format(what):
         if options.image_size or options.window:
-            weights, _ = resize_tables(weights, expected, encoder, translation.image_size)
+            own = {name.removeprefix(ENCODER): w for name, w in weights.items() if name.startswith(ENCODER)}
+            own, _ = resize_tables(own, encoder, translation.image_size)
+            weights = weights | {f"{ENCODER}{name}": value for name, value in own.items()}
         weights = place_decoder_positions(weights, expected, grids, strict=strict)
     weights, missing, left_over = match_weights(weights, expected, what, strict=strict)
 

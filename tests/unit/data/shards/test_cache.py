@@ -8,9 +8,10 @@ import pytest
 
 from helpers.servers import ShardServer
 from helpers.shards import tars
-from mimkit.data import Cache, DataUnreachable, find_images
+from mimkit.data import Cache, find_images
 from mimkit.data.shards.prefetch import FetchedFiles, RemoteFiles
 from mimkit.data.shards.urls import remote_files, with_retries
+from mimkit.errors import DataUnreachable
 
 pytest.importorskip("aiohttp")
 pytestmark = [

@@ -9,7 +9,8 @@ import pytest
 
 from helpers.servers import ShardServer, serving
 from helpers.shards import batches, same, shards, tars
-from mimkit.data import Cache, DataUnreachable, TrainBatches, find_images, loader, read_image, split
+from mimkit.data import Cache, TrainBatches, find_images, loader, read_image, split
+from mimkit.errors import DataUnreachable
 
 pytest.importorskip("aiohttp")
 pytestmark = [

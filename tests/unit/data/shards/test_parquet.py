@@ -9,7 +9,8 @@ import torch
 
 from helpers.hub import dataset, png
 from helpers.servers import ShardServer
-from mimkit.data import BadImage, Cache, TrainBatches, find_images, read_image, split
+from mimkit.data import Cache, TrainBatches, find_images, read_image, split
+from mimkit.errors import BadImage
 from mimkit.views import CenterCrop
 
 datasets = pytest.importorskip("datasets")

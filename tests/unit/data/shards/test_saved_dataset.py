@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from helpers.hub import dataset, png
-from mimkit.data import BadImage, TrainBatches, find_all, find_images, split, write_pack
+from mimkit.data import TrainBatches, find_all, find_images, split, write_pack
+from mimkit.errors import BadImage
 from mimkit.views import CenterCrop
 
 datasets = pytest.importorskip("datasets")

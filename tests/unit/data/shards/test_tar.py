@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mimkit.data import BadImage, ImageList, TrainBatches, find_all, find_images, read_image, split
+from mimkit.data import ImageList, TrainBatches, find_all, find_images, read_image, split
 from mimkit.data.order import SHARDS_AT_ONCE
+from mimkit.errors import BadImage
 from mimkit.evaluation.online import subset
 from mimkit.views import CenterCrop
 

@@ -10,10 +10,11 @@ import pytest
 
 from helpers.servers import ShardServer
 from helpers.shards import batches, tars
-from mimkit.data import Cache, DataUnreachable, find_images
+from mimkit.data import Cache, find_images
 from mimkit.data.shards import urls as remote_module
 from mimkit.data.shards.prefetch import FetchedFiles, RemoteFiles
 from mimkit.data.shards.urls import remote_files
+from mimkit.errors import DataUnreachable
 
 pytest.importorskip("aiohttp")
 pytestmark = [
