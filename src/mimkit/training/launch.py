@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from mimkit.errors import DataUnreachable, TrainingStopped
 from mimkit.records import record_of
 from mimkit.report import write_report
 from mimkit.training.auto_workers import Tuning, tuned
-from mimkit.training.blocks import prepare_blocks
 from mimkit.training.distributed import World, process_group, torchrun_job
 from mimkit.training.hardware import choose_device, git_commit, machine_in_words
 from mimkit.training.job import Job, differences
@@ -130,7 +128,8 @@ def execute(job: Job, tuning: Tuning, run: Run, machine: Machine, device: torch.
                 samples=job.samples,
                 sinks=[tensorboard_sink(run.folder)] if machine.tensorboard and world.is_main else [],
                 world=world,
-                prepare=partial(prepare_blocks, compiled=job.compile, recomputed=machine.recompute),
+                compiled=job.compile,
+                recomputed=machine.recompute,
             )
     except OSError as error:  # a full disk, a folder gone: the request was fine, the work failed
         what = f"{error.strerror}: {error.filename}" if error.filename else str(error)

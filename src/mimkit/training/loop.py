@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mimkit.errors import TrainingStopped
 from mimkit.progress import Progress
-from mimkit.training.blocks import uncompiled
+from mimkit.training.blocks import prepare_blocks, uncompiled
 from mimkit.training.checkpoint import Checkpoint
 from mimkit.training.distributed import SINGLE, World, gradient_sync, parallelized
 from mimkit.training.failures import as_messages
@@ -102,7 +102,8 @@ def fit(
     samples: int = 0,
     sinks: Iterable[Callable[[Row], None]] = (),
     world: World = SINGLE,
-    prepare: Callable[[nn.Module], object] = lambda model: None,
+    compiled: bool = False,
+    recomputed: bool = False,
 ) -> bool:
     """Train from the run's latest checkpoint, or from the start, to the end.
 
@@ -125,8 +126,8 @@ def fit(
         sinks: called with every row, such as a TensorBoard writer.
         world: the ranks. `batches` are this one's slices, and all pass the same values; the main process writes,
             evaluates and prints.
-        prepare: called with the model that is trained, before it is sharded. With FSDP that is a copy: `model` itself
-            stays unsharded, and has the trained weights in evaluations and at the end.
+        compiled, recomputed: see `prepare_blocks`. With FSDP a sharded copy is trained: `model` itself stays unsharded,
+            and has the trained weights in evaluations and at the end.
 
     Returns:
         True at the end; False when a signal requested a stop, and a checkpoint was written.
@@ -137,7 +138,7 @@ def fit(
     steps_per_epoch, accumulation = batches.steps_per_epoch, batches.accumulation
     steps, device = values.epochs * steps_per_epoch, torch.device(device)
     trained = copy.deepcopy(model) if world.sharded else model
-    prepare(for_training(trained, device, values.precision))
+    prepare_blocks(for_training(trained, device, values.precision), compiled=compiled, recomputed=recomputed)
     loss_of = parallelized(LossOnly(trained), world, device)
     state = State(trained, values, world, groups=groups)
     if world.sharded and world.is_main:
