@@ -2,7 +2,8 @@
 
 import importlib.util
 import inspect
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,8 @@ from mimkit.errors import naming
 from mimkit.losses import Distance, absolute, squared
 from mimkit.masks import BlockMask, ComplementaryMasks, MaskSampler, RandomMask, UniformMask
 from mimkit.readouts import Fused, FusedHierarchical, Last, Levels, Readout
-from mimkit.recipes import PARTS, DecoderMaker, Recipe, record_of_parts
-from mimkit.records import as_text, is_record, make, parse_text, record_of, same
+from mimkit.recipes import PARTS, DecoderMaker, Recipe, parts_in_words, record_of_parts
+from mimkit.records import as_text, is_record, make, parse_text, record_of, same, up_to_date
 from mimkit.settings import Settings
 from mimkit.targets import Features, Hog, LowFreqPixels, Pixels, Target
 from mimkit.training.optim import Train
@@ -90,14 +91,27 @@ TARGETS: dict[str, Callable[..., Target]] = {
     "hog-18": partial(Hog, bins=18),
     "features": Features,
 }
+UNDOING_NORMALIZATION = {"lowfreq-pixels-mmselfsup", "features"}  # targets that must know the images'
 DISTANCES: dict[str, Distance] = {"squared": squared, "absolute": absolute}
 
-KNOWN: dict[str, Any] = {
-    part.__name__: part
-    for table in (VIEWS, MASKS, READOUTS, DECODERS, TARGETS, DISTANCES)
-    for part in (getattr(make, "func", make) for make in table.values())
-} | {part.__name__: part for part in (create_encoder, Normalization, Train)}
-KNOWN |= {member.name: member for member in Image.Resampling}
+
+def by_own_name(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The classes and functions of a table, by their own names instead of the command line's."""
+    parts = [getattr(make, "func", make) for make in table.values()]
+    return {part.__name__: part for part in parts}
+
+
+PARTS_BY_KIND: dict[str, dict[str, Any]] = {
+    "view": by_own_name(VIEWS),
+    "mask": by_own_name(MASKS),
+    "encoder": {"create_encoder": create_encoder},
+    "readout": by_own_name(READOUTS),
+    "decoder": by_own_name(DECODERS),
+    "target": by_own_name(TARGETS),
+    "distance": by_own_name(DISTANCES),
+}
+KNOWN: dict[str, Any] = {name: part for parts in PARTS_BY_KIND.values() for name, part in parts.items()}
+KNOWN |= {"Normalization": Normalization, "Train": Train} | {member.name: member for member in Image.Resampling}
 """Parts by their own names, as `records` has them."""
 
 TRAIN_SETTINGS = {field.name: field.name for field in fields(Train) if field.name in Settings.__dataclass_fields__}
@@ -124,7 +138,7 @@ def compose(recipe: str, settings: Settings) -> Recipe:
     if settings.mask is not None:
         make = choose("--mask", settings.mask, MASKS)
         kind, values = getattr(make, "func", make), getattr(make, "keywords", {})
-        parts["mask"] = with_fields(base.mask, values) if type(base.mask) is kind else make()
+        parts["mask"] = with_fields(base.mask, values) if values and isinstance(base.mask, kind) else make()
     if settings.readout is not None:
         parts["readout"] = choose("--readout", settings.readout, READOUTS)
     if settings.decoder is not None:
@@ -132,8 +146,10 @@ def compose(recipe: str, settings: Settings) -> Recipe:
         parts["decoder"] = base.decoder if getattr(base.decoder, "func", base.decoder) is kind else kind
     if settings.target is not None:
         make = choose("--target", settings.target, TARGETS)
-        own = {"normalization": statistics or Normalization.for_channels(channels), "model": settings.teacher}
-        parts["target"] = make(**{name: own[name] for name in own if name in inspect.signature(make).parameters})
+        own: dict[str, Any] = {} if settings.teacher is None else {"model": settings.teacher}
+        if settings.target in UNDOING_NORMALIZATION:
+            own["normalization"] = statistics or Normalization.for_channels(channels)
+        parts["target"] = make(**own)
     changed = replace(base, **parts)
 
     encoder = given(settings, backbone="name", encoder="kind", norm_eps="norm_eps")
@@ -218,18 +234,21 @@ def restore_recipe(facts: dict[str, Any], *, encoder_only: bool = False) -> Reci
     if facts.get("format", 1) == 1:
         base, settings = find_recipe(facts["recipe"]), Settings.from_json(facts["settings"])
         records = {name: parse_text(str(text)) for name, text in records.items()}
-        training = None if training is None else parse_text(training)
-        channels = settings.channels or base.channels
+        training = None if training is None else parse_text(str(training))
         values: dict[str, Any] = {
             "image_size": settings.image_size or base.image_size,
-            "channels": channels,
-            "statistics": given_statistics(settings, channels) or base.statistics,
+            "channels": settings.channels or base.channels,
         }
+        values["statistics"] = given_statistics(settings, values["channels"]) or base.statistics
     else:
         values = {name: make(parts.get(name), KNOWN) for name in ("image_size", "channels", "statistics")}
+    size, channels = values["image_size"], values["channels"]
+    if not isinstance(size, tuple) or [*map(type, (*size, channels))] != [int] * 3:
+        raise ValueError(f"images of {size} pixels with {channels} channels are none")
     for name, record in records.items():
-        if not is_record(record) and not (name == "decoder" and isinstance(record, list)):
-            raise ValueError(f"its {name} is {record!r}, which is no part")
+        for one in record if name == "decoder" and isinstance(record, list) else [record]:
+            if not is_record(one) or up_to_date(one)["name"] not in PARTS_BY_KIND[name]:
+                raise ValueError(f"this version of mimkit has no {name} {as_text(one)}")
     made = {name: make(record, KNOWN) for name, record in records.items()}
     made["encoder"] = partial(made["encoder"], pretrained=False)  # the weights come from the file
     if encoder_only:
@@ -246,9 +265,13 @@ def require_same_parts(facts: dict[str, Any], recipe: Recipe, source: object) ->
     Raises:
         ValueError: a part has changed; the message shows both its forms.
     """
-    for name, now in record_of_parts(recipe).items():
+    texts, first_format = parts_in_words(recipe), facts.get("format", 1) == 1
+    for name, now in json.loads(json.dumps(record_of_parts(recipe))).items():
         then = facts["parts"].get(name, now)
-        then = parse_text(then) if facts.get("format", 1) == 1 and name in PARTS else then
+        if first_format and name in PARTS:
+            if then == texts[name]:
+                continue
+            then = parse_text(then)
         if not same(then, now, KNOWN) and (name == "encoder" or not facts.get("encoder_only")):
             raise ValueError(
                 f"{source} was trained with {name} {as_text(then)}, but recipe {facts['recipe']} now has {as_text(now)}"

@@ -15,6 +15,16 @@ def naming(*flags: str) -> Iterator[None]:
         raise kind(f"{', '.join(flags)}: {error}") from error
 
 
+@contextmanager
+def refusing_damage(source: object) -> Iterator[None]:
+    """Around reading what a file says of itself: what is missing or of a wrong type becomes a ValueError naming it."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        said = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise ValueError(f"{source} is damaged, or of another version of mimkit: {said}") from error
+
+
 def flag(name: str) -> str:
     """The command line's name of a setting."""
     return "--" + name.replace("_", "-")

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from mimkit import pretraining
@@ -33,7 +34,7 @@ KINDS: dict[str, Kind] = {"pretrain": Kind(pretraining.resume, pretraining.make_
 
 
 def resume(
-    run: Run,
+    run: Run | Path | str,
     *,
     machine: Machine = DEFAULT_MACHINE,
     recipe: str | None = None,
@@ -42,7 +43,7 @@ def resume(
     """Continue a run of any kind exactly where its last checkpoint left it. True at the end.
 
     Args:
-        run: what to continue.
+        run: what to continue, or its folder.
         machine: device, data workers and the like.
         recipe: FILE.py:NAME, for a run made with a recipe from a file of your own.
         micro_batch: samples computed at once from now on, or auto.
@@ -50,6 +51,7 @@ def resume(
     Raises:
         ValueError: its kind is none of mimkit's own, or the run cannot be continued.
     """
+    run = run if isinstance(run, Run) else Run(run)
     if run.kind not in KINDS:
         raise ValueError(
             f"{run.folder} is a run of kind {run.kind!r}, which is none of mimkit's own ({', '.join(KINDS)}): "

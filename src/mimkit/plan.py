@@ -12,7 +12,7 @@ from mimkit.backbones import DenseEncoder, count_parameters
 from mimkit.compose import TRAIN_SETTINGS, description_of
 from mimkit.data import Cache, ImageList, TrainBatches, choose_decoder, split
 from mimkit.efficiency import tune
-from mimkit.errors import naming
+from mimkit.errors import naming, refusing_damage
 from mimkit.evaluation.online import OnlineProbe, OnlineReconstructions, subset
 from mimkit.files import absolute
 from mimkit.method import Method
@@ -139,7 +139,9 @@ class Pretraining(Job):
 
     def refuse_other(self, run: Run) -> None:
         """Machines, and where data lie, may change; the images may not."""
-        if run.facts["data"]["fingerprint"] != self.fingerprint:
+        with refusing_damage(run.folder):
+            fingerprint = run.facts["data"]["fingerprint"]
+        if fingerprint != self.fingerprint:
             raise ValueError(f"the images in {self.settings.data} are no longer those that {run.folder} began with")
 
     @property

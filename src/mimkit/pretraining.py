@@ -11,7 +11,7 @@ import torch
 from mimkit.compose import TRAIN_SETTINGS, compose
 from mimkit.data import Cache
 from mimkit.efficiency import tune
-from mimkit.errors import flag
+from mimkit.errors import flag, refusing_damage
 from mimkit.files import absolute
 from mimkit.plan import Pretraining, plan_pretraining, random_images
 from mimkit.recipes import build
@@ -95,7 +95,8 @@ def replan(
 ) -> Pretraining:
     """The job that a run folder was made for; see `resume`."""
     composed = recipe_of(run.facts, run.folder, recipe)
-    settings = Settings.from_json(run.facts["settings"])
+    with refusing_damage(run.folder):
+        settings = Settings.from_json(run.facts["settings"])
     for name, setting in TRAIN_SETTINGS.items():
         if getattr(settings, setting) != getattr(composed.train, name):
             raise ValueError(

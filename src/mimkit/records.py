@@ -30,7 +30,7 @@ def record_of(part: Any) -> Any:
 
     Args:
         part: a dataclass, an enumeration's member, a class or function, or a `partial` of one, whose keyword arguments
-            and keyword defaults are kept.
+            and keyword defaults are kept. Of what JSON cannot hold Python's text is kept, to compare by.
     """
     if isinstance(part, list | tuple):
         return [record_of(one) for one in part]
@@ -43,7 +43,9 @@ def record_of(part: Any) -> Any:
         made, bound = (part.func, part.keywords) if isinstance(part, partial) else (part, {})
         values = {name: bound.get(name, default) for name, default in defaults_of(made).items()} | bound
         return {"name": made.__name__, "values": {name: record_of(value) for name, value in values.items()}}
-    return part
+    if isinstance(part, dict):
+        return {str(key): record_of(value) for key, value in part.items()}
+    return part if part is None or isinstance(part, bool | int | float | str) else repr(part)
 
 
 def defaults_of(make: Callable[..., Any]) -> dict[str, Any]:
@@ -118,7 +120,9 @@ def make(record: Any, known: Mapping[str, Any]) -> Any:
 
 def is_record(value: Any) -> bool:
     """Whether it is a record, rather than a plain value."""
-    return isinstance(value, dict) and value.keys() == {"name", "values"}
+    if not isinstance(value, dict) or value.keys() != {"name", "values"}:
+        return False
+    return isinstance(value["name"], str) and isinstance(value["values"], dict)
 
 
 def same(then: Any, now: Any, known: Mapping[str, Any]) -> bool:
@@ -126,7 +130,7 @@ def same(then: Any, now: Any, known: Mapping[str, Any]) -> bool:
     if isinstance(then, list) and isinstance(now, list):
         return len(then) == len(now) and all(same(a, b, known) for a, b in zip(then, now, strict=True))
     if not (is_record(then) and is_record(now)):
-        return bool(then == now)
+        return bool(then == now or (then != then and now != now))  # NaN is NaN
     then, now = up_to_date(then), up_to_date(now)
     if then["name"] != now["name"]:
         return False

@@ -21,30 +21,31 @@ from mimkit.backbones import create_encoder
 from mimkit.backbones.load import parse_name
 from mimkit.backbones.resize import resize_tables
 from mimkit.compose import compose, require_same_parts, restore_recipe
-from mimkit.errors import naming
+from mimkit.errors import naming, refusing_damage
 from mimkit.image_encoder import ImageEncoder
 from mimkit.method import Method
 from mimkit.recipes import Recipe, build
 from mimkit.settings import Settings
 from mimkit.training.checkpoint import load_newest
-from mimkit.training.run_folder import Run, refuse_newer
+from mimkit.training.run_folder import Run, refuse_unknown_format
 from mimkit.views import Normalization
 
 
 def load_encoder(
-    source: str | Path, *, image_size: tuple[int, int] | None = None, recipe: str | None = None
+    source: str | Path, *, image_size: int | tuple[int, int] | None = None, recipe: str | None = None
 ) -> ImageEncoder:
     """The encoder of a source, ready for images.
 
     Args:
         source: see the module's first lines.
-        image_size: (H, W); None takes the source's own. For another, tables of positions are resized, and a line on
-            stderr says so.
+        image_size: (H, W), or the side of a square; None takes the source's own. For another, tables of positions are
+            resized, and a line on stderr says so.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
 
     Raises:
         ValueError: the source is of no known kind, holds nothing to load, or its backbone cannot take that size.
     """
+    image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
     kind, _, name = str(source).partition(":")
     if kind in ("timm", "random") and name:
         config = pretrained_config(name)
@@ -61,6 +62,9 @@ def load_encoder(
         encoder = made_with.encoder(image_size=size, channels=made_with.channels)
         if size != made_with.image_size:
             built = made_with.encoder(image_size=made_with.image_size, channels=made_with.channels)
+            if type(encoder) is not type(built):  # left to itself, a backbone may change its form with the size
+                form: dict[str, Any] = {"kind": "dense" if built.complete else "visible"}
+                encoder = made_with.encoder(image_size=size, channels=made_with.channels, **form)
             own, resized = resize_tables(own, encoder, made_with.image_size, built)
             print(size_note(source, made_with.image_size, size, resized), file=sys.stderr)
     fill(encoder, own, source)
@@ -130,7 +134,8 @@ def recipe_of(
     Raises:
         ValueError: it is from a file that was not named, or has other parts now, or this version lacks a part.
     """
-    made_with = facts["recipe"]
+    with refusing_damage(source):
+        made_with, parts = str(facts["recipe"]), dict(facts["parts"])
     if ":" in made_with and recipe is None:
         raise ValueError(f"{source} was made with a recipe from a file: name it with --recipe {made_with}")
     if recipe is not None and recipe.rpartition(":")[2] != made_with.rpartition(":")[2]:
@@ -139,8 +144,8 @@ def recipe_of(
         composed = compose(recipe, Settings.from_json(facts["settings"]))
         require_same_parts(facts, composed, source)
         return composed
-    with naming(str(source)):
-        return restore_recipe(facts, encoder_only=encoder_only)
+    with refusing_damage(source), naming(str(source)):
+        return restore_recipe(facts | {"parts": parts}, encoder_only=encoder_only)
 
 
 def read_source(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -173,6 +178,9 @@ def read_source(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path} is an encoder for timm; mimkit takes what `export --format safetensors` writes")
     if "mimkit.request" not in metadata:
         raise ValueError(f"{path} was not exported by mimkit: it does not say which recipe its weights belong to")
-    facts = json.loads(metadata["mimkit.request"])
-    refuse_newer(facts, path)
+    try:
+        facts = json.loads(metadata["mimkit.request"])
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: what it says of itself is no JSON: {error}") from error
+    refuse_unknown_format(facts, path)
     return facts, weights

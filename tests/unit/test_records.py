@@ -1,19 +1,23 @@
 """Parts as names and values, and made again from that."""
 
 import json
+import math
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 
 import pytest
+import torch
 
 from mimkit import records
-from mimkit.compose import KNOWN, RECIPES, description_of, restore_recipe
+from mimkit.compose import KNOWN, RECIPES, compose, description_of, restore_recipe
 from mimkit.losses import squared
 from mimkit.masks import RandomMask
 from mimkit.readouts import Fused, Last
 from mimkit.recipes import PARTS, Recipe, parts_in_words, record_of_parts
 from mimkit.records import as_text, make, parse_text, record_of, same, up_to_date
 from mimkit.settings import Settings
+from mimkit.sources import recipe_of
 from mimkit.training.optim import Train
 from mimkit.views import SimpleResizedCrop
 
@@ -94,7 +98,7 @@ def test_what_is_not_known_is_named():
     with pytest.raises(ValueError, match="this version of mimkit's RandomMask has no size"):
         make({"name": "RandomMask", "values": {"ratio": 0.5, "size": 3}}, KNOWN)
     described = description_of("mae", RECIPES["mae"](), Settings(data="photos"))
-    with pytest.raises(ValueError, match="its mask is 'RandomMask', which is no part"):
+    with pytest.raises(ValueError, match="this version of mimkit has no mask 'RandomMask'"):
         restore_recipe(described | {"parts": described["parts"] | {"mask": "RandomMask"}})
 
 
@@ -105,3 +109,58 @@ def test_records_read_as_python():
     assert as_text([0.2, 1.0]) == "(0.2, 1.0)"
     assert as_text({"name": "Hog", "values": {"offsets": [[0.5, 1.0]]}}) == "Hog(offsets=((0.5, 1.0),))"
     assert parse_text(as_text(record_of(recipe.view))) == record_of(recipe.view)
+
+
+SETTINGS = [
+    {"class_tokens": 4},
+    {"channels": 1, "mask": "shared", "readout": "fused-all", "decoder": "cross"},
+    {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2), "target": "lowfreq-pixels-mmselfsup", "norm_eps": 1e-5},
+    {"target": "features", "teacher": "test_vit", "view": "simple-resized-crop", "mask": "block"},
+    {"encoder": "dense", "decoder": "linear", "mask": "uniform", "target": "hog-18", "image_size": (96, 64)},
+    {"readout": "levels", "target": "hog", "hog_offsets": (0.1,) * 8, "taps": (1, 3, 9, 11), "ema": 0.9, "epochs": 5},
+    {"mask": "complementary", "readout": "fused-attention", "predict_share": None, "decoder_width": 32},
+]
+
+
+@pytest.mark.parametrize("given", SETTINGS, ids=lambda given: " ".join(given))
+def test_whatever_the_flags_compose_comes_back(given):
+    settings = Settings(data="photos", **given)
+    recipe = compose("mae", settings)
+    again = restore_recipe(json.loads(json.dumps(description_of("mae", recipe, settings))))
+    assert record_of_parts(again) == record_of_parts(recipe)
+    assert again.train == recipe.train
+
+
+@dataclass(frozen=True)
+class Odd:
+    """A part of a user's own with values that JSON does not have."""
+
+    path: Path = Path("somewhere")
+    limit: float = math.nan
+    table: tuple = ((1, 2), {"a": (1, 2), 3: 4})
+    number: torch.dtype = torch.float16
+
+
+def test_values_that_json_does_not_have_are_kept_as_text_to_compare_by():
+    kept = json.loads(json.dumps(record_of(Odd())))
+    assert same(kept, json.loads(json.dumps(record_of(Odd()))), {})
+    assert not same(kept, json.loads(json.dumps(record_of(Odd(path=Path("elsewhere"))))), {})
+
+
+@pytest.mark.parametrize(
+    ("part", "record", "said"),
+    [
+        ("mask", {"name": "Train", "values": {}}, "has no mask Train"),
+        ("view", {"name": "BICUBIC", "values": {}}, "has no view BICUBIC"),
+        ("distance", {"name": "Last", "values": {}}, "has no distance Last"),
+        ("encoder", {"name": "os.system", "values": {"command": "true"}}, "has no encoder os.system"),
+        ("target", {"name": "Hog", "values": None}, "has no target"),
+        ("mask", {"name": ["RandomMask"], "values": {}}, "has no mask"),
+        ("decoder", [None], "has no decoder None"),
+        ("image_size", "large", "is damaged|are none"),
+    ],
+)
+def test_what_is_no_such_part_is_refused_in_a_line(part, record, said):
+    described = description_of("mae", RECIPES["mae"](), Settings(data="photos"))
+    with pytest.raises(ValueError, match=said):
+        recipe_of(described | {"parts": described["parts"] | {part: record}}, "a file")

@@ -1,5 +1,7 @@
 """Where encoders and methods come from, at their own image size or another."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,10 @@ from mimkit.backbones.resize import geometric_distances, resize_relative_bias
 from mimkit.cli.main import main
 from mimkit.compose import compose, description_of
 from mimkit.grids import sincos_positions
+from mimkit.recipes import parts_in_words
 from mimkit.settings import Settings
 from mimkit.sources import load_encoder, load_method
+from mimkit.training.run_folder import Run
 
 BEIT = "beit_base_patch16_224(embed_dim=48,depth=2,num_heads=4,use_abs_pos_emb=False,use_rel_pos_bias=True)"
 HIERA = "hiera_tiny_224(embed_dim=16, num_heads=1, stages=(1, 1, 2, 1))"
@@ -101,7 +105,7 @@ def test_an_encoder_is_made_from_its_own_part_alone(tmp_path):
         more={"parts": described["parts"] | decoder},
     )
     assert torch.equal(load_encoder(tmp_path / "t.safetensors")(images(64, 64)), plain(images(64, 64)))
-    with pytest.raises(ValueError, match="this version of mimkit has no OfTomorrow"):
+    with pytest.raises(ValueError, match="this version of mimkit has no decoder OfTomorrow"):
         load_method(tmp_path / "t.safetensors")
 
 
@@ -122,3 +126,78 @@ def test_relative_positions_of_windows_that_are_not_square(tmp_path, size):
             torch.testing.assert_close(got, torch.from_numpy(surface).float(), rtol=1e-4, atol=1e-5)
         assert torch.equal(wanted[name][-3:], built[name][-3:])
     assert larger(images(*size)).shape == (2, 48)
+
+
+def test_a_backbone_keeps_its_form_at_another_size(tmp_path):
+    """Left to itself, Swin falls back to a dense encoder where its windows do not divide the image."""
+    write_source(tmp_path / "visible.safetensors", "greenmim", backbone=SWIN, image_size=(64, 64))
+    with pytest.raises(ValueError, match=r"--image-size: .* visible tokens only: windows of 4 x 4 tokens"):
+        load_encoder(tmp_path / "visible.safetensors", image_size=72)
+    write_source(tmp_path / "dense.safetensors", "simmim", backbone=SWIN, image_size=(72, 72), mask_cell=8)
+    larger = load_encoder(tmp_path / "dense.safetensors", image_size=64)
+    assert type(larger.encoder) is type(load_encoder(tmp_path / "dense.safetensors").encoder)
+    assert larger(images(64, 64)).shape == (2, 32)
+
+
+def test_tables_of_one_size_only_are_named(tmp_path):
+    backbone = "levit_128s(embed_dim=(16, 16, 16), num_heads=(1, 1, 1), depth=(1, 1, 1), key_dim=8)"
+    write_source(tmp_path / "w.safetensors", "simmim", backbone=backbone, image_size=(64, 64), mask_cell=16)
+    with pytest.raises(ValueError, match=r"--image-size: .* for one image size only, which cannot be resized"):
+        load_encoder(tmp_path / "w.safetensors", image_size=128)
+
+
+OWN = """
+from dataclasses import dataclass, replace
+from mimkit.losses import squared
+from mimkit.masks import RandomMask
+from mimkit.recipes import mae
+
+def huber(prediction, target, beta=1.0):
+    return squared(prediction, target) * beta
+
+@dataclass(frozen=True)
+class Mine(RandomMask):
+    smooth: float = float("inf")
+
+def recipe():
+    return replace(mae(), distance=huber, mask=Mine(ratio=0.5))
+
+def lambdas():
+    return replace(mae(), distance=lambda prediction, target: squared(prediction, target))
+"""
+
+
+@pytest.mark.parametrize("name", ["recipe", "lambdas"])
+def test_a_recipe_of_a_file_is_compared_with_what_format_1_wrote_of_it(tmp_path, name):
+    """Its parts are not mimkit's to know: the same text is the same part."""
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    made = f"{file}:{name}"
+    small = {"backbone": VIT, "image_size": (64, 64), "mask": "shared"}
+    texts = parts_in_words(compose(made, Settings(data="", **small)))
+    older = {"format": 1, "parts": texts}
+    write_source(tmp_path / "w.safetensors", made, more=older, **small)
+    assert load_method(tmp_path / "w.safetensors", recipe=made).mask.shared
+    write_source(tmp_path / "x.safetensors", made, more=older | {"parts": texts | {"distance": "absolute"}}, **small)
+    with pytest.raises(ValueError, match="was trained with distance absolute, but recipe"):
+        load_method(tmp_path / "x.safetensors", recipe=made)
+
+
+def test_a_mask_of_ones_own_stays_when_it_is_shared(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    mask = compose(f"{tmp_path / 'mine.py'}:recipe", Settings(data="", mask="shared")).mask
+    assert (type(mask).__name__, mask.ratio, mask.shared) == ("Mine", 0.5, True)
+
+
+@pytest.mark.parametrize(
+    "damage", [None, [], {}, {"format": "2"}, {"format": 0}, {"format": 2}, {"recipe": 3, "parts": 4}]
+)
+def test_what_says_nothing_sensible_of_itself_is_refused_in_a_line(tmp_path, capsys, damage):
+    path = tmp_path / "w.safetensors"
+    write_source(path, "mae", backbone=VIT, image_size=(64, 64), metadata={"mimkit.request": json.dumps(damage)})
+    run = Run.create(tmp_path / "run", {"format": 2})
+    (run.folder / "run.json").write_text(json.dumps(damage))
+    for command in (["export", str(path), "--format", "timm", "--out", "x"], ["resume", str(run.folder)]):
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert command[1] in line

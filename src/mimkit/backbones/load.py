@@ -32,6 +32,7 @@ def create_encoder(
     norm_eps: float | None = None,
     isolated: bool = False,
     mask_token: bool = False,
+    reg_tokens: int | None = None,
     **options: Any,
 ) -> Encoder:
     """An encoder over a backbone.
@@ -51,14 +52,15 @@ def create_encoder(
         isolated: stop gradients after each tap; for visible-only ViTs and Swin.
         mask_token: be ready for masks that replace tokens; visible-only ViTs then have a mask token, dense encoders
             always do.
-        options: of timm's model.
+        reg_tokens: register tokens of a plain ViT, beside its class token. None leaves them to the model.
+        options: further ones of timm's model.
 
     Raises:
         ValueError: the name is unknown, or the backbone has no encoder of that kind or cannot take that size.
     """
     base, own = parse_name(name)
     sincos = own.pop("sincos", sincos)
-    options |= own
+    options |= own | ({} if reg_tokens is None else {"reg_tokens": reg_tokens})
     if base in CONVMAE:
         unsupported = {
             "dense form": kind == "dense",

@@ -104,13 +104,15 @@ def resize_tables(
     for name, value in weights.items():
         if name not in expected:
             continue
-        if name.endswith("relative_position_bias_table"):
+        if name.endswith("relative_position_bias_table") and value.ndim == 2:
             new_window = window_at(encoder, name)
             prefix = len(expected[name]) - math.prod(2 * side - 1 for side in new_window)
             old_window = window_at(old, name) if old else (window_of(len(value))[0],) * 2
             resized[name] = resize_relative_bias(value, old_window, new_window, prefix)
         elif name.endswith("pos_embed") and value.ndim == 3:
             resized[name] = _resize_positions(name, value, expected[name].shape[1], encoder, built)
+        if resized[name].shape != expected[name].shape:
+            raise ValueError(f"{encoder.name} has {name} for one image size only, which cannot be resized")
         if resized[name] is not value and not torch.equal(resized[name], value):
             names.append(name)
     return resized, names

@@ -60,6 +60,10 @@ def export(
     """
     if encoder_only and format != "hf":
         raise ValueError(f"--encoder-only is for --format hf, not {format}")
+    if image_size is not None and format == "safetensors":
+        raise ValueError(
+            f"--image-size {image_size[0]} is for encoders; --format safetensors keeps the method as it is"
+        )
     refuse_unwritable(out / "config.json" if format == "hf" else out)
     from mimkit import convert
 

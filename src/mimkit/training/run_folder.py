@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mimkit.errors import refusing_damage
 from mimkit.files import flush, process_lock, refuse_unwritable, write_text
 from mimkit.records import make, parse_text
 from mimkit.training.checkpoint import Checkpoint, load, recover, save
@@ -46,7 +47,7 @@ class Run:
             self.facts: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{folder / 'run.json'} cannot be understood: {error}") from error
-        refuse_newer(self.facts, folder)
+        refuse_unknown_format(self.facts, folder)
 
     @property
     def kind(self) -> str:
@@ -65,8 +66,11 @@ class Run:
         Raises:
             ValueError: this version does not know one of them.
         """
-        written = self.facts["training"]
-        train: Train = make(parse_text(written) if isinstance(written, str) else written, {"Train": Train})
+        with refusing_damage(self.folder):
+            written = self.facts["training"]
+            train = make(parse_text(written) if isinstance(written, str) else written, {"Train": Train})
+        if not isinstance(train, Train):
+            raise ValueError(f"{self.folder} is damaged: its training values are {train!r}")
         return train
 
     @classmethod
@@ -146,12 +150,13 @@ class Run:
                 file.truncate(file.read().rfind(b"\n") + 1)  # a torn last line
 
 
-def refuse_newer(facts: dict[str, Any], source: object) -> None:
-    """Raise ValueError for what a newer version of mimkit has written."""
-    if facts.get("format", 1) > FORMAT:
-        raise ValueError(
-            f"{source} has format {facts['format']}, which a newer mimkit wrote: this version reads up to {FORMAT}"
-        )
+def refuse_unknown_format(facts: Any, source: object) -> None:
+    """Raise ValueError for what a newer version has written, and for what no version has."""
+    number = facts.get("format", 1) if isinstance(facts, dict) else None
+    if not isinstance(number, int) or number < 1:
+        raise ValueError(f"{source} is damaged: what it says of itself has no format")
+    if number > FORMAT:
+        raise ValueError(f"{source} has format {number}, which a newer mimkit wrote: this version reads up to {FORMAT}")
 
 
 def refuse_nonempty(folder: Path, *, overwrite: bool) -> None:
@@ -163,7 +168,10 @@ def refuse_nonempty(folder: Path, *, overwrite: bool) -> None:
         return
     is_run = (folder / "run.json").is_file()
     if not overwrite:
-        hint = "continue it with `mimkit resume`, or give --overwrite" if is_run else "choose another"
+        hint = "choose another"
+        if is_run:
+            with contextlib.suppress(ValueError):
+                hint = f"continue it with {Run(folder).resume_hint}, or give --overwrite"
         raise FileExistsError(f"--out {folder} is not empty; {hint}")
     if not is_run:
         raise FileExistsError(f"--out {folder} is not empty and no run of mimkit: it will not be overwritten")

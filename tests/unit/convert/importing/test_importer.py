@@ -177,7 +177,7 @@ def with_part_of_another_time(mae, tmp_path):
 
 def test_an_encoder_outlives_its_recipe(with_part_of_another_time):
     """Of an encoder's file only the encoder must be what it was."""
-    with pytest.raises(ValueError, match="this version of mimkit has no OfAnotherTime"):
+    with pytest.raises(ValueError, match="this version of mimkit has no encoder OfAnotherTime"):
         load_encoder(with_part_of_another_time("encoder"))
     load_encoder(with_part_of_another_time("decoder"))
 
