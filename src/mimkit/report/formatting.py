@@ -42,26 +42,13 @@ def show(value: object) -> str:
     if isinstance(value, str):
         return value
     try:
-        if is_part(value):
+        if is_record(value):
             return as_text(value)
-        if isinstance(value, list) and any(map(is_part, value)):
+        if isinstance(value, list) and value and all(map(is_record, value)):
             return ", ".join(map(as_text, value))
-    except (AttributeError, TypeError, RecursionError):  # something within has the keys of a part only, or is too deep
-        pass
-    try:
         return json.dumps(value, ensure_ascii=False, default=str)
     except RecursionError:
         return "…"
-
-
-def is_part(value: object) -> bool:
-    """Whether a value of `run.json` is a part: `{"name": "RandomMask", "values": {"ratio": 0.75}}`."""
-    return (
-        isinstance(value, dict)
-        and is_record(value)
-        and isinstance(value["name"], str)
-        and isinstance(value["values"], dict)
-    )
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:

@@ -54,7 +54,7 @@ def test_what_is_only_like_a_part_is_written_as_json() -> None:
     for odd in (
         {"name": 3, "values": {}},
         {"name": "A", "values": 3},
-        {"name": "A", "values": {"x": {"name": "B", "values": 3}}},
         [{"name": "A", "values": {}}, {"name": 3, "values": {}}],
     ):
         assert json.loads(show(odd)) == odd
+    assert show({"name": "A", "values": {"x": {"name": "B", "values": 3}}}) == "A(x={'name': 'B', 'values': 3})"
