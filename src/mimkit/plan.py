@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mimkit.backbones import DenseEncoder, count_parameters
 from mimkit.compose import TRAIN_SETTINGS, description_of
-from mimkit.data import Cache, ImageList, TrainBatches, choose_decoder, split
+from mimkit.data import Cache, ImageList, Samples, TrainBatches, choose_decoder, split
 from mimkit.efficiency import tune
 from mimkit.errors import naming, refusing_damage
 from mimkit.evaluation.online import OnlineProbe, OnlineReconstructions, subset
@@ -64,14 +64,10 @@ class Pretraining(Job):
         per_rank = self.train.batch_size // world.size
         micro_batch = per_rank if self.micro_batch == "auto" else self.micro_batch
         return TrainBatches(
-            self.train_images,
-            view=self.recipe.view,
-            size=self.recipe.image_size,
-            channels=self.recipe.channels,
+            self.viewed(),
             batch_size=self.train.batch_size,
             accumulation=per_rank // micro_batch,
             repeats=self.settings.repeats,
-            decode=self.settings.decode,
             seed=self.settings.seed,
             workers=workers,
             prefetch=prefetch,
@@ -79,6 +75,12 @@ class Pretraining(Job):
             rank=world.rank,
             world=world.size,
         )
+
+    def viewed(self) -> Samples:
+        """The training images, with the recipe's view."""
+        recipe, decode = self.recipe, self.settings.decode
+        size, channels = recipe.image_size, recipe.channels
+        return Samples(self.train_images, view=recipe.view, size=size, channels=channels, decode=decode)
 
     def evaluators(
         self, run: Run, *, device: torch.device, workers: int, world: World
@@ -164,7 +166,7 @@ class Pretraining(Job):
     def reading(self, world: World) -> Reading | None:
         batches = self.batches(0, world)
         seconds = [taken / batches.repeats for taken in batches.reading_times()]
-        mib = batches.micro_batch * batches.channels * math.prod(batches.size) / 2**20
+        mib = batches.micro_batch * self.recipe.channels * math.prod(self.recipe.image_size) / 2**20
         return Reading(seconds, mib) if seconds else None
 
 

@@ -57,7 +57,7 @@ def read_image(path: str | Path | bytes, channels: int = 3) -> Image.Image:
             image = identify(file, path)
             refuse_bombs(image.size, path)
             _load(image)
-            return _convert(image, "RGB" if channels == 3 else "L")
+            return in_mode(image, "RGB" if channels == 3 else "L")
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
@@ -113,7 +113,8 @@ def _load(image: Image.Image) -> None:
         image.load()
 
 
-def _convert(image: Image.Image, mode: str) -> Image.Image:
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """A decoded Pillow image of any kind, upright, in mode RGB or L; see `read_image`."""
     turned = orientation(image)
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(_eight_bits(np.asarray(image)))
