@@ -7,7 +7,6 @@ or an array, is taken as it is.
 Shapes: B batch, C channels, H W pixels of a view, h w pixels of an image.
 """
 
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mimkit.data.jpeg import Decoder
-from mimkit.errors import BadImage
+from mimkit.errors import BadImage, naming
 from mimkit.files import Location
 from mimkit.views import Crop, Cut, Size, View
 
@@ -143,7 +142,9 @@ class Annotated(Examples):
         ValueError: a column is not as long as the images are many, or is called "images".
     """
 
-    def __init__(self, images: Examples, **columns: Sequence[Any] | np.ndarray) -> None:
+    def __init__(self, images: Examples, /, **columns: Sequence[Any] | np.ndarray) -> None:
+        if "images" in columns:
+            raise ValueError("no column can be called images: that is what the pictures are called")
         for name, column in columns.items():
             if len(column) != len(images):
                 raise ValueError(f"{len(column)} {name} for {len(images)} images")
@@ -262,11 +263,15 @@ class Samples:
         if isinstance(self.view, Crop):
             cut, size = self.view.draw(picture.size, self.size, rng), picture.size
             pixels = cut.image(picture)
-            return pixels, {k: v.cut(cut, size) if isinstance(v, Annotation) else v for k, v in others.items()}
+            for name, value in others.items():
+                if isinstance(value, Annotation):
+                    with naming(name):
+                        others[name] = value.cut(cut, size)
+            return pixels, others
         for name, value in others.items():
             if isinstance(value, Annotation):
                 raise ValueError(
-                    f"the view {type(self.view).__name__} does not say where it cuts, so that {name} cannot follow the "
+                    f"the view {name_of(self.view)} does not say where it cuts, so that {name} cannot follow the "
                     "image: it must be a mimkit.views.Crop"
                 )
         return self.view(picture, self.size, rng), others
@@ -292,35 +297,6 @@ def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=smaller.get(array.dtype.name, array.dtype)))
 
 
-def require_repeatable(samples: Samples, count: int = 4) -> None:
-    """Make views of the first few readable examples twice, and see that they are functions of their keys alone.
-
-    Raises:
-        ValueError: a view or an example draws from a global generator, or differs when it is made again.
-    """
-    keys = np.arange(1)
-    for index in range(min(count, len(samples))):
-        before, made = _global_states(), []
-        for _ in range(2):
-            batch = samples.empty(1)
-            if samples.put(batch, range(1), index, keys) is not None:
-                break
-            made.append({name: repr(value) if name != "images" else value for name, value in batch.items()})
-        drawn = [name for name, state in _global_states().items() if state != before[name]]
-        who = f"the view {type(samples.view).__name__}, or the data set,"
-        if drawn:
-            raise ValueError(
-                f"{who} draws from the global generator of {' and '.join(drawn)}: batches would differ between workers "
-                "and after a resume. Draw from the view's `rng` only, and give data without random transforms"
-            )
-        if len(made) == 2 and not np.array_equal(made[0]["images"], made[1]["images"]):
-            raise ValueError(
-                f"{who} makes something else of {samples.examples.path(index)} when called again with the same key: "
-                "it keeps a generator or a count of its own. Draw from the view's `rng` only"
-            )
-
-
-def _global_states() -> dict[str, Any]:
-    _, key, *rest = np.random.get_state()
-    numpy_state = (np.asarray(key).tobytes(), *rest)
-    return {"torch": torch.get_rng_state().numpy().tobytes(), "NumPy": numpy_state, "Python": random.getstate()}
+def name_of(view: View) -> str:
+    """Of a view's class, or of a function."""
+    return getattr(view, "__name__", type(view).__name__)
