@@ -6,9 +6,10 @@ image of three axes, the smaller one of the first and the last is its channels; 
 Shapes: N images, C channels, H W pixels.
 """
 
+import contextlib
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,7 @@ class ImagesInMemory:
         self.labels, self.classes = labels, classes
         if labels is not None and len(labels) != len(self.images):
             raise ValueError(f"{len(labels)} labels for {len(self.images)} images in {in_words(data)}")
-        item = self._item(0)
-        self.channels = None if isinstance(item, Image.Image) else image_of(item, "image 0").shape[2]
+        self.channels = self._channels()
 
     def read(self, position: int) -> Picture:
         """One image.
@@ -98,29 +98,42 @@ class ImagesInMemory:
             BadImage: the data set raised an OSError for it.
             ValueError: it is no image, or its pixels are out of range.
         """
-        return as_picture(image_of(self._item(position), f"image {position}"))
+        return as_picture(self._pixels(position))
 
     def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
         """Nothing to fetch."""
 
     def identity(self, positions: np.ndarray) -> bytes:
         """A hash of all pixels of an array; of a data set, of at most 16 images evenly apart."""
-        if isinstance(self.images, Tensor):
-            parts = (self.images[some].numpy() for some in np.array_split(positions, len(positions) // 1024 + 1))
-        else:
-            some = positions[:: max(1, len(positions) // 16)][:16]
-            parts = (image_of(self._item(int(i)), f"image {i}") for i in some)
+        some = positions if isinstance(self.images, Tensor) else positions[:: max(1, len(positions) // 16)][:16]
         digest = hashlib.sha256()
-        for part in parts:
-            digest.update(str(part.shape).encode() + part.tobytes())
+        for position in some.tolist():
+            with contextlib.suppress(BadImage):
+                pixels = self._pixels(position)
+                digest.update(str(pixels.shape).encode() + pixels.tobytes())
         return digest.digest()
 
+    def _channels(self) -> int | None:
+        """Of the first image that can be read; None for Pillow images, which are read as files are."""
+        for position in range(len(self.images)):
+            with contextlib.suppress(BadImage):
+                item = self._item(position)
+                return None if isinstance(item, Image.Image) else self._pixels(position).shape[2]
+        raise ValueError(f"none of the images in {in_words(self.images)} can be read")
+
     def _item(self, position: int) -> Any:
-        """An image with what a data set hands out beside it."""
+        """An image of a data set, with what it hands out beside it."""
         try:
             return self.images[position]
         except OSError as error:
             raise BadImage(ROOT / str(position), str(error).partition("\n")[0]) from error
+
+    def _pixels(self, position: int) -> np.ndarray:
+        """uint8 [H, W, C]."""
+        if isinstance(self.images, Tensor):
+            pixels: np.ndarray = self.images[position].numpy()
+            return pixels
+        return image_of(self._item(position), f"image {position}")
 
 
 def taken_apart(data: Any) -> tuple[Any, np.ndarray | None, list[str] | None]:
@@ -135,7 +148,7 @@ def taken_apart(data: Any) -> tuple[Any, np.ndarray | None, list[str] | None]:
         return data[0], *numbered(np.asarray(data[1]), None)
     if isinstance(data, np.ndarray | Tensor):
         return data, None, None
-    if isinstance(data, IterableDataset) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+    if isinstance(data, IterableDataset | Mapping) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         raise ValueError(
             "data must be a path, a list of paths, an array, a tensor, or a data set with a length and items, not "
             f"{in_words(data)}"
@@ -233,8 +246,9 @@ def with_channels(picture: Picture, channels: int) -> Picture:
     if isinstance(picture, PillowPicture) and channels in (1, 3):
         mode = "RGB" if channels == 3 else "L"
         return picture if picture.image.mode == mode else PillowPicture(picture.image.convert(mode))
-    if not isinstance(picture, ArrayPicture) or picture.pixels.shape[2] != channels:
-        raise ValueError(f"an image cannot be read with {channels} channels")
+    has = picture.pixels.shape[2] if isinstance(picture, ArrayPicture) else "1 or 3"
+    if has != channels:
+        raise ValueError(f"an image of {has} channels cannot be read with {channels}")
     return picture
 
 
