@@ -11,7 +11,7 @@ from mimkit.data.jpeg import choose_decoder
 from mimkit.data.loader import Batch, TrainBatches, load_in_order
 from mimkit.data.memory import Data, in_words
 from mimkit.data.pack import Pack, Packed, write_pack
-from mimkit.data.samples import Annotated, Boxes, Examples, PixelMap, Points, Samples
+from mimkit.data.samples import Annotated, Boxes, Examples, PixelMap, PixelMapFiles, Points, Samples
 from mimkit.data.shards.cache import Cache
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Pack",
     "Packed",
     "PixelMap",
+    "PixelMapFiles",
     "Points",
     "Samples",
     "TrainBatches",

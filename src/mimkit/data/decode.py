@@ -64,6 +64,27 @@ def read_image(path: str | Path | bytes, channels: int = 3) -> Image.Image:
         raise BadImage(path, _reason(error)) from error
 
 
+def read_values(path: str | Path) -> np.ndarray:
+    """The values stored in an image file, as they are: class ids, indices into a palette, depths.
+
+    Returns:
+        [H, W], or [H, W, C] of a colour image, in the file's own depth; not turned as EXIF may say.
+
+    Raises:
+        BadImage: the file cannot be read as an image.
+    """
+    try:
+        with open(path, "rb") as file:
+            image = identify(file, path)
+            refuse_bombs(image.size, path)
+            _load(image)
+            return np.asarray(image)
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:
+        raise BadImage(path, _reason(error)) from error
+
+
 @functools.cache
 def image_suffixes() -> frozenset[str]:
     """Lower-case suffixes of the formats that `read_image` reads, each with its dot."""

@@ -8,14 +8,16 @@ Shapes: B batch, C channels, H W pixels of a view, h w pixels of an image.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mimkit.data.decode import read_values
 from mimkit.data.jpeg import Decoder
 from mimkit.errors import BadImage, naming
 from mimkit.files import Location
@@ -57,6 +59,23 @@ class PixelMap(Annotation):
             width, height = self.values.shape[1::-1]
             raise ValueError(f"a map of {width} x {height} pixels for an image of {image_size[0]} x {image_size[1]}")
         return PixelMap(cut.mask(self.values))
+
+
+class PixelMapFiles:
+    """Maps in image files such as PNG, read when they are asked for: a column of `Annotated`.
+
+    Args:
+        paths: one for each image.
+    """
+
+    def __init__(self, paths: Iterable[str | Path]) -> None:
+        self.paths = [str(path) for path in paths]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> PixelMap:
+        return PixelMap(read_values(self.paths[index]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,19 +149,26 @@ class Examples(ABC):
         return None
 
 
+class Column(Protocol):
+    """One value for each image: a list, an array, or what reads a value from a file when it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 class Annotated(Examples):
     """Images with annotations, one column for each.
 
     Args:
         images: the images.
-        columns: by name, a value for each image: a sequence of numbers, arrays or annotations, which may read a value
-            from a file when it is indexed.
+        columns: by name: numbers, arrays or annotations.
 
     Raises:
         ValueError: a column is not as long as the images are many, or is called "images".
     """
 
-    def __init__(self, images: Examples, /, **columns: Sequence[Any] | np.ndarray) -> None:
+    def __init__(self, images: Examples, /, **columns: Column) -> None:
         if "images" in columns:
             raise ValueError("no column can be called images: that is what the pictures are called")
         for name, column in columns.items():

@@ -172,7 +172,7 @@ def test_an_item_that_cannot_be_read_is_skipped() -> None:
     (batch,) = load_in_order(centred(find_images(Pictures(items)), (8, 8)))
     assert batch.indices.tolist() == [1, 2]
     assert batch.skipped == [(os.path.join("memory", "0"), "gone")]
-    with pytest.raises(ValueError, match="none of the images in .* can be read"):
+    with pytest.raises(ValueError, match=r"none of the images in .* can be read"):
         find_images(Pictures([OSError("gone")]))
 
 
