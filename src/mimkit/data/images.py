@@ -8,8 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mimkit.data.jpeg import Decoder, open_image
-from mimkit.data.memory import ImagesInMemory, with_channels
+from mimkit.data.memory import ImagesInMemory
 from mimkit.data.samples import Example, Examples
 from mimkit.data.string_array import StringArray
 from mimkit.files import Location, below
@@ -110,11 +109,8 @@ class ImageList(Examples):
         """Of arrays in memory; None for files, which are read with as many channels as are asked for."""
         return self.store.channels if isinstance(self.store, ImagesInMemory) else None
 
-    def example(self, index: int, channels: int, decode: Decoder) -> Example:
-        content = self.content(index)
-        if isinstance(content, Path | bytes):
-            return {"images": open_image(content, channels, decode=decode)}
-        return {"images": with_channels(content, channels)}
+    def example(self, index: int) -> Example:
+        return {"images": self.content(index)}
 
     def content(self, index: int) -> Path | bytes | Picture:
         """What the image is decoded from: the path of its file, or its bytes in the store; or the image in memory.

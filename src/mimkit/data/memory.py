@@ -98,7 +98,7 @@ class ImagesInMemory:
             BadImage: the data set raised an OSError for it.
             ValueError: it is no image, or its pixels are out of range.
         """
-        return as_picture(self._pixels(position))
+        return picture_of(self._pixels(position))
 
     def prefetch(self, current: Sequence[int], upcoming: Sequence[int]) -> None:
         """Nothing to fetch."""
@@ -230,7 +230,7 @@ def eight_bits(images: np.ndarray | Tensor, name: str) -> tuple[np.ndarray, str]
     return np.rint(values.astype(np.float32) * 255).astype(np.uint8), ", 0..1 rounded to 8 bits"
 
 
-def as_picture(pixels: np.ndarray) -> Picture:
+def picture_of(pixels: np.ndarray) -> Picture:
     """uint8 [H, W, C] as a picture: of Pillow for 1 and 3 channels."""
     if pixels.shape[2] == 1:
         return PillowPicture(Image.fromarray(pixels[:, :, 0]))
@@ -244,8 +244,7 @@ def with_channels(picture: Picture, channels: int) -> Picture:
         ValueError: it has another number of channels, and is neither.
     """
     if isinstance(picture, PillowPicture) and channels in (1, 3):
-        mode = "RGB" if channels == 3 else "L"
-        return picture if picture.image.mode == mode else PillowPicture(picture.image.convert(mode))
+        return PillowPicture(in_mode(picture.image, "RGB" if channels == 3 else "L"))
     has = picture.pixels.shape[2] if isinstance(picture, ArrayPicture) else "1 or 3"
     if has != channels:
         raise ValueError(f"an image of {has} channels cannot be read with {channels}")

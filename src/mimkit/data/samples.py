@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from mimkit.data.decode import read_values
-from mimkit.data.jpeg import Decoder
+from mimkit.data.jpeg import Decoder, open_image
 from mimkit.errors import BadImage, naming
 from mimkit.files import Location
-from mimkit.views import Crop, Cut, Size, View
+from mimkit.views import Crop, Cut, Picture, Size, View
 
 Example = Mapping[str, Any]
 Inputs = dict[str, Tensor | list[Tensor]]
@@ -117,13 +117,8 @@ class Examples(ABC):
         """The name of an example, for messages."""
 
     @abstractmethod
-    def example(self, index: int, channels: int, decode: Decoder) -> Example:
-        """One example, its picture ("images") not yet cut.
-
-        Args:
-            index: from 0.
-            channels: of the picture.
-            decode: of the picture; see `open_image`.
+    def example(self, index: int) -> Example:
+        """One example. Its "images" is whatever `open_image` takes: a path, a file's content, an image in memory.
 
         Raises:
             BadImage: it cannot be read; another one takes its place, and it is counted as skipped.
@@ -182,8 +177,8 @@ class Annotated(Examples):
     def path(self, index: int) -> Location:
         return self.images.path(index)
 
-    def example(self, index: int, channels: int, decode: Decoder) -> Example:
-        example = {**self.images.example(index, channels, decode)}
+    def example(self, index: int) -> Example:
+        example = {**self.images.example(index)}
         for name, column in self.columns.items():
             try:
                 example[name] = column[index]
@@ -256,12 +251,13 @@ class Samples:
         """
         index = int(index)
         try:
-            example = self.examples.example(index, self.channels, self.decode)
+            example = {**self.examples.example(index)}
+            picture = open_image(example.pop("images"), self.channels, decode=self.decode)
         except BadImage as error:
             return BadImage(self.examples.path(index), error.reason)
         for slot, key in zip(slots, keys, strict=True):
             try:
-                pixels, others = self._view_of(example, np.random.default_rng(int(key) % 2**64))
+                pixels, others = self._view_of(picture, example, np.random.default_rng(int(key) % 2**64))
             except BadImage as error:  # some formats decode only when a view is cut
                 return BadImage(self.examples.path(index), error.reason)
             except Exception as error:
@@ -284,23 +280,22 @@ class Samples:
         others = {name: collated(name, values[:count]) for name, values in batch.items() if name != "images"}
         return {"images": images, **others}
 
-    def _view_of(self, example: Example, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
-        picture, others = example["images"], {name: example[name] for name in example if name != "images"}
+    def _view_of(self, picture: Picture, annotations: Example, rng: np.random.Generator) -> tuple[np.ndarray, Example]:
         if isinstance(self.view, Crop):
             cut, size = self.view.draw(picture.size, self.size, rng), picture.size
-            pixels = cut.image(picture)
+            pixels, others = cut.image(picture), {**annotations}
             for name, value in others.items():
                 if isinstance(value, Annotation):
                     with naming(name):
                         others[name] = value.cut(cut, size)
             return pixels, others
-        for name, value in others.items():
+        for name, value in annotations.items():
             if isinstance(value, Annotation):
                 raise ValueError(
                     f"the view {name_of(self.view)} does not say where it cuts, so that {name} cannot follow the "
                     "image: it must be a mimkit.views.Crop"
                 )
-        return self.view(picture, self.size, rng), others
+        return self.view(picture, self.size, rng), annotations
 
 
 def collated(name: str, values: Sequence[Any]) -> Tensor | list[Tensor]:

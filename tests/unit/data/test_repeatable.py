@@ -69,7 +69,7 @@ class Drawing(Examples):
     def path(self, index: int) -> str:
         return f"drawn {index}"
 
-    def example(self, index: int, channels: int, decode: str) -> dict:
+    def example(self, index: int) -> dict:
         return {"images": Image.new("RGB", (9, 9)), "labels": DRAWN.integers(2**60)}
 
 
