@@ -28,7 +28,7 @@ LAYERS = [
     {"compose"},
     {"sources"},
     {"evaluation", "convert", "plan", "bench"},
-    {"pretraining", "jobs", "demo"},
+    {"pretraining", "jobs"},
     {"cli"},
     {"__main__"},
 ]
@@ -47,7 +47,6 @@ WITHOUT_TORCH_AT_ONCE = {
     "errors",
     "progress",
     "records",
-    "demo",
     "report",
     "training/machine.py",
 }
