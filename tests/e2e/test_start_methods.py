@@ -73,22 +73,27 @@ def alone(recipe, photos, tmp_path_factory) -> dict[str, str]:
     return fingerprint(out)
 
 
+def environment() -> dict[str, str]:
+    """Where another interpreter finds mimkit and the tests' helpers."""
+    places = [str(Path(__file__).parents[1]), str(Path(mimkit.__file__).parents[1])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}
+
+
 def python(code: str) -> str:
     """What an interpreter without a main file says."""
-    places = [str(Path(__file__).parents[1]), str(Path(mimkit.__file__).parents[1])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_runs_are_the_same(recipe, photos, alone, tmp_path, method):
-    """One is stopped on the way and resumed; the probe reads with workers too."""
-    out, stop = tmp_path / "run", 5 if method == "forkserver" else None
-    own = ["--recipe", f"{recipe}:recipe", "--workers", "1", "--device", "cpu"]
-    commands = [pretrain(recipe, photos, out, workers=1), ["resume", str(out), *own]]
-    commands.append(["probe", str(out), "--data", str(photos), *own])
+    """One is stopped on the way, resumed and probed, by processes that start sooner."""
+    out, stop = tmp_path / "run", None
+    commands = [pretrain(recipe, photos, out, workers=1)]
+    if method == "forkserver":
+        stop, own = 5, ["--recipe", f"{recipe}:recipe", "--workers", "1", "--device", "cpu"]
+        commands += [["resume", str(out), *own], ["probe", str(out), "--data", str(photos), *own]]
     said = python(
         "from helpers.start_method import begin\n"
         "from mimkit.cli.main import main\n"
@@ -132,3 +137,30 @@ def test_what_cannot_be_sent_is_one_line():
         assert line.startswith("data workers cannot be sent what they need: ")
         assert what in line
         assert line.endswith("or read without workers: --workers 0, Machine(workers=0)")
+
+
+UNGUARDED = """
+import multiprocessing
+import sys
+
+import mimkit
+
+if multiprocessing.current_process().name == "MainProcess":
+    multiprocessing.set_start_method("spawn")
+photos, out = sys.argv[1:]
+settings = mimkit.Settings(data=photos, backbone="test_vit", image_size=32, mask_ratio=0.75, epochs=1, held_out=0)
+mimkit.pretrain("small", settings, out, machine=mimkit.Machine(workers=1, device="cpu"), overwrite=True)
+"""
+
+
+def test_a_program_that_its_workers_import_is_told_what_to_do(photos, tmp_path):
+    """They would begin its run once more, over the one that started them."""
+    (tmp_path / "program.py").write_text(UNGUARDED)
+    command = [sys.executable, str(tmp_path / "program.py"), str(photos), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
+    assert done.returncode == 1
+    assert 'ValueError: data workers import this program: put what it does below `if __name__ == "__main__":`' in (
+        done.stderr
+    )
+    assert "a data worker died in step 1" in done.stderr.splitlines()[-1]
+    assert (tmp_path / "run" / "run.json").is_file()
