@@ -194,6 +194,10 @@ def plan_pretraining(
         FileNotFoundError: no such data.
         DataUnreachable: remote data cannot be fetched.
     """
+    if settings.data is None:
+        raise ValueError("--data is missing: it says where the images are")
+    if recipe.channels not in (1, 3):
+        raise ValueError(f"--channels {recipe.channels} is for data in memory: image files are read with 1 or 3")
     if settings.compile:
         require_compiler(device)
     with naming("--data"):
@@ -218,7 +222,7 @@ def plan_pretraining(
     settings = replace(
         settings,
         **values,
-        channels=recipe.channels,  # type: ignore[arg-type]  # a recipe's are 1 or 3 too
+        channels=recipe.channels,
         data=absolute(settings.data),
         decode=choose_decoder(settings.decode),
         image_size=recipe.image_size,

@@ -46,9 +46,9 @@ def pretrain(
             run, file = Run(out), recipe if ":" in recipe else None
             return launch.resume(replan(run, machine, device, world, recipe=file), run, machine, device, world)
         world.on_main(lambda: refuse_nonempty(out, overwrite=overwrite))
-        here = isinstance(settings.data, Path) and settings.data.is_dir()
-        if here and out.resolve().is_relative_to(absolute(settings.data)):
-            raise ValueError(f"--out {out} lies inside --data {settings.data}: the run's pictures would become data")
+        data = settings.data
+        if isinstance(data, Path) and data.is_dir() and out.resolve().is_relative_to(absolute(data)):
+            raise ValueError(f"--out {out} lies inside --data {data}: the run's pictures would become data")
         cache = Cache.at(machine.cache, machine.cache_gb)
         job = plan_pretraining(recipe, compose(recipe, settings), settings, device=device, world=world, cache=cache)
         return launch.start(job, out, machine, device, world, overwrite=overwrite)

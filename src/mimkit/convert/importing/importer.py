@@ -166,7 +166,6 @@ def import_checkpoint(file: Path, out: Path, options: ImportOptions = DEFAULT_OP
 def settings_of(translation: Translation, hints: Hints, options: ImportOptions) -> Settings:
     """The settings with which the recipe has the checkpoint's encoder, decoder, target and normalisation."""
     return Settings(
-        data=Path(),
         backbone=translation.backbone,
         image_size=options.image_size or translation.image_size,
         norm_eps=hints.norm_eps,
