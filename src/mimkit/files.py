@@ -106,8 +106,8 @@ def lock_open_file(file: IO[Any], *, shared: bool) -> None:
 
 
 def located(data: str | Path) -> Location:
-    """A URL as a string, anything else as a path."""
-    return data if isinstance(data, str) and _URL.match(data) else Path(data)
+    """A URL as a string, anything else as a path, in which `~` is expanded."""
+    return data if isinstance(data, str) and _URL.match(data) else Path(data).expanduser()
 
 
 def absolute(data: Location) -> Location:

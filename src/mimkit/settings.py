@@ -34,7 +34,7 @@ def names_of(table: str) -> str:
 class Settings:
     """All that may change a run's results. None means the recipe's value, or one chosen when the run starts."""
 
-    data: str | Path
+    data: str | Path | None = None
     """Folder of images, nested any way; a text file that lists them; a file of mimkit pack; .tar or
     .parquet shards: "shards/train-{000..012}.tar", or a folder of them, here or at a URL (https, s3, gs, hf); a folder
     that Hugging Face's `datasets` has saved."""
@@ -51,8 +51,8 @@ class Settings:
     """Epsilon of the LayerNorms of a transformer encoder and its decoder; default: as published."""
     image_size: tuple[int, ...] | None = None
     """Side of the training crop in pixels, or its height and width."""
-    channels: Literal[1, 3] | None = None
-    """3 for colour, 1 for grey."""
+    channels: int | None = None
+    """3 for colour, 1 for grey; other numbers for data in memory."""
     mean: tuple[float, ...] | None = None
     """Mean of each channel's pixels in 0..1; default: ImageNet's."""
     std: tuple[float, ...] | None = None
@@ -120,7 +120,8 @@ class Settings:
     """Share of unreadable training images at which the run stops."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "data", located(self.data))
+        if self.data is not None:
+            object.__setattr__(self, "data", located(self.data))
         object.__setattr__(self, "image_size", as_size(self.image_size))
         for name in ("taps", "hog_offsets", "mean", "std"):  # JSON has lists
             if getattr(self, name) is not None:
@@ -150,7 +151,7 @@ class Settings:
                 raise ValueError(f"{flag(name)} must be at least 0 and below 1, got {getattr(self, name)}")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"data": str(self.data)}
+        return asdict(self) | {"data": None if self.data is None else str(self.data)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Settings":
@@ -191,14 +192,15 @@ class ImportOptions:
     """refuse a checkpoint with weights missing or left over; --no-strict reports them."""
 
 
-def as_size(sides: Sequence[int] | None) -> tuple[int, int] | None:
-    """(side,) or (height, width) as (height, width).
+def as_size(sides: int | Sequence[int] | None) -> tuple[int, int] | None:
+    """side, (side,) or (height, width) as (height, width).
 
     Raises:
         ValueError: neither one nor two numbers, or one below 1.
     """
     if sides is None:
         return None
+    sides = (sides,) if isinstance(sides, int) else sides
     if len(sides) not in (1, 2) or min(sides) < 1:
         raise ValueError(f"--image-size takes one side or a height and a width, all above 0, got {list(sides)}")
     return sides[0], sides[-1]

@@ -90,6 +90,11 @@ class ImageList:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def channels(self) -> int | None:
+        """Of images in memory; None where files are read with as many as a recipe says."""
+        return None
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Of a store only the positions are pickled: the other process opens it again."""
         if self.store is None:
