@@ -17,7 +17,8 @@ REPOSITORY = Path(__file__).parents[2]
 SOURCE = Path(mimkit.__file__).parent
 ALL_NAMES = REPOSITORY / "tests" / "helpers" / "public_names.py"
 KINDS = {"RECIPES": "dict", "__version__": "str"} | dict.fromkeys(
-    "data decoders evaluation losses masks readouts recipes targets training views".split(), "module"
+    ["data", "decoders", "evaluation", "losses", "masks", "readouts", "recipes", "targets", "training", "views"],
+    "module",
 )
 
 
