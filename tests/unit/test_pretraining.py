@@ -11,6 +11,7 @@ import pytest
 
 import mimkit
 from helpers.plans import CPU, settings
+from mimkit.cli.main import main
 from mimkit.compose import compose, record_of_parts
 from mimkit.data import split
 from mimkit.errors import TrainingStopped
@@ -93,7 +94,7 @@ def test_a_recipe_as_an_object_is_restored_from_its_parts(photos, tmp_path):
     assert facts(run)["recipe"] == "python"
     assert facts(run)["parts"] == facts(named)["parts"]
     assert "needs" not in facts(run)
-    assert mimkit.resume(run, **HERE)
+    assert main(["resume", str(run), "--device", "cpu", "--workers", "0"]) == 0
     assert mimkit.resume(run, recipe=pixmim(mae()), **HERE)
     with pytest.raises(ValueError, match=r"was trained with view .*, but recipe python now has"):
         mimkit.resume(run, recipe=mae(), **HERE)
@@ -112,6 +113,10 @@ def test_parts_of_ones_own_are_handed_over_again(photos, tmp_path, capsys):
     for work in (mimkit.resume, mimkit.load_method):
         with pytest.raises(ValueError, match=again):
             work(run)
+    capsys.readouterr()
+    assert main(["resume", str(run)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("give recipe=, the same Recipe again, or --recipe FILE.py:NAME")
     assert mimkit.load_encoder(run).image_size == (32, 32)  # the encoder is mimkit's
     assert mimkit.load_method(run, recipe=own()).target == Darker()
     with pytest.raises(ValueError, match=r"was trained with target Darker\(.*by=0\.5\), but recipe python now has"):

@@ -36,7 +36,10 @@ def as_messages(step: Callable[[], int], run: Run, micro_batch: int) -> Iterator
         if out_of_memory(error):
             smaller = next((n for n in range(micro_batch // 2, 0, -1) if micro_batch % n == 0), None)
             what = f"out of memory in step {step()}, with --micro-batch {micro_batch}"
-            raise TrainingStopped(f"{what}; {on}{f' --micro-batch {smaller}, or auto' if smaller else ''}") from error
+            option = (
+                f", micro_batch={smaller} or 'auto'" if run.facts.get("needs") else f" --micro-batch {smaller}, or auto"
+            )
+            raise TrainingStopped(f"{what}; {on}{option if smaller else ''}") from error
         if "DataLoader worker (pid" in str(error) or isinstance(error, ConnectionError | EOFError):
             raise TrainingStopped(f"a data worker died in step {step()}: {reason}; {on}") from error
         if isinstance(error, dist.DistError) or any(words in str(error) for words in LOST_PEER):

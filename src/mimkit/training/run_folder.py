@@ -78,7 +78,8 @@ class Run:
         step, hint = self.saved_step, self.resume_hint
         if self.facts.get("resumable", True) and not self.facts.get("needs"):
             hint += f", or {self.resume_call} in Python"
-        kept = "nothing saved yet; start over" if step is None else f"step {step} of {self.facts['steps']} saved; go on"
+        of = f" of {self.facts['steps']}" if "steps" in self.facts else ""
+        kept = "nothing saved yet; start over" if step is None else f"step {step}{of} saved; go on"
         return f"{how}, {kept} with: {hint}"
 
     @property
