@@ -16,10 +16,8 @@ import mimkit
 REPOSITORY = Path(__file__).parents[2]
 SOURCE = Path(mimkit.__file__).parent
 ALL_NAMES = REPOSITORY / "tests" / "helpers" / "public_names.py"
-KINDS = {"RECIPES": "dict", "__version__": "str"} | dict.fromkeys(
-    ["data", "decoders", "evaluation", "losses", "masks", "readouts", "recipes", "targets", "training", "views"],
-    "module",
-)
+PACKAGES = ["data", "decoders", "evaluation", "losses", "masks", "readouts", "recipes", "targets", "training", "views"]
+KINDS = {"RECIPES": "dict", "__version__": "str"} | dict.fromkeys(PACKAGES, "module")
 
 
 def kind(name: str) -> str:
@@ -35,32 +33,35 @@ def test_the_names_are_these():
     classes = "Recipe Method Output Mask Latent ImageEncoder Settings Machine Train Run"
     assert set(mimkit.__all__) == {*functions.split(), *classes.split(), *KINDS}
     assert mimkit.__all__ == sorted(mimkit.__all__)
-    assert set(mimkit.__all__) <= set(dir(mimkit))
     with pytest.raises(AttributeError, match="module 'mimkit' has no attribute 'pretraim'"):
         mimkit.pretraim  # noqa: B018
 
 
-def test_type_checkers_are_told_the_same_names_from_the_same_places():
-    (block,) = (node for node in ast.parse((SOURCE / "__init__.py").read_text()).body if isinstance(node, ast.If))
+@pytest.mark.parametrize("package", [mimkit, mimkit.training], ids=lambda package: package.__name__)
+def test_type_checkers_are_told_the_same_names_from_the_same_places(package):
+    (block,) = (node for node in ast.parse(Path(package.__file__).read_text()).body if isinstance(node, ast.If))
     told = {}
     for node in block.body:
         if isinstance(node, ast.ImportFrom):
             told |= {alias.asname: f"{node.module}.{alias.name}" for alias in node.names}
-    names = {name: f"mimkit.{name}" for name in KINDS if kind(name) == "module"}
-    assert told == names | {name: f"{home}.{name}" for name, home in mimkit._HOME.items()}
+    modules = {name: f"mimkit.{name}" for name in PACKAGES if package is mimkit}
+    assert told == modules | {name: f"{home}.{name}" for name, home in package._HOME.items()}
+    assert all(getattr(package, name) is getattr(package, name) for name in package._HOME)
+    assert set(package.__all__) <= set(dir(package))
 
 
 def test_no_public_name_is_that_of_a_module():
-    """For each package and what it hands out, as far as it is written in its `__init__`."""
-    modules = {path.relative_to(SOURCE).with_suffix("") for path in SOURCE.rglob("*.py")}
-    modules |= {path.relative_to(SOURCE) for path in SOURCE.rglob("*") if (path / "__init__.py").is_file()}
+    """For each package, and all that its `__init__` hands out."""
+    paths = [path.relative_to(SOURCE) for path in SOURCE.rglob("*.py")]
+    modules = {path.with_suffix("") for path in paths} | {path.parent for path in paths if path.name == "__init__.py"}
     found = []
     for path in SOURCE.rglob("__init__.py"):
         package = path.parent.relative_to(SOURCE)
-        names = [name for name in mimkit._HOME if package == Path()]
-        for node in ast.parse(path.read_text()).body:
-            names += [alias.asname or alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
-            names += [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            names |= {alias.asname or alias.name for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
+            names |= {node.name} if isinstance(node, ast.FunctionDef | ast.ClassDef) else set()
+        names -= set(PACKAGES) if package == Path() else set()
         found += [str(package / name) for name in names if package / name in modules]
     assert found == []
 
