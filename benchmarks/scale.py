@@ -28,7 +28,7 @@ from typing import Any
 
 from PIL import Image
 
-from mimkit.data import TrainBatches, find_images, pack, read_image, split
+from mimkit.data import Samples, TrainBatches, find_images, pack, read_image, split
 from mimkit.views import CenterCrop
 
 CLASSES, PER_SHARD, BATCH, BATCHES, WORKERS = 1000, 1300, 64, 200, 2
@@ -106,10 +106,11 @@ def measure(data: Path) -> dict[str, float]:
     result["fingerprint_seconds"] = timed(lambda: (train.fingerprint(), held_out.fingerprint()))[1]
     result["peak_mib"] = memory("VmHWM", "status") - before
     result["kept_mib"] = memory("VmRSS", "status") - before
-    batches = TrainBatches(train, view=CenterCrop(), size=(8, 8), batch_size=BATCH)
+    samples = Samples(train, view=CenterCrop(), size=(8, 8))
+    batches = TrainBatches(samples, batch_size=BATCH)
     result["first_batch_ms"] = 1000 * timed(lambda: batches.micro_batch_at(0))[1]
     result["batch_ms"] = 1000 * timed(lambda: [batches.micro_batch_at(i) for i in range(1, 51)])[1] / 50
-    running = TrainBatches(train, view=CenterCrop(), size=(8, 8), batch_size=BATCH, workers=WORKERS).from_step(0)
+    running = TrainBatches(samples, batch_size=BATCH, workers=WORKERS).from_step(0)
     for _ in itertools.islice(running, BATCHES):
         pass
     workers = [str(worker.pid) for worker in multiprocessing.active_children()]

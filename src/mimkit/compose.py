@@ -1,11 +1,9 @@
 """Names of recipes and parts, one dict literal for each kind; and recipes restored from the facts of a file."""
 
-import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -14,6 +12,7 @@ from mimkit import recipes as r
 from mimkit.backbones import create_encoder
 from mimkit.decoders import CrossDecoder, LinearDecoder, TransformerDecoder
 from mimkit.errors import naming
+from mimkit.files import made_in_python
 from mimkit.losses import Distance, absolute, squared
 from mimkit.masks import BlockMask, ComplementaryMasks, MaskSampler, RandomMask, UniformMask
 from mimkit.readouts import Fused, FusedHierarchical, Last, Levels, Readout
@@ -279,23 +278,15 @@ def find_recipe(name: str) -> Recipe:
     """A recipe by its name, or by FILE.py:NAME from a file of the user's own, which is run.
 
     Raises:
-        ValueError: there is none, or the file's function of that name returns no recipe.
+        ValueError: there is none, or the file fails, or what has that name there is no recipe and returns none.
     """
     file, colon, function = name.rpartition(":")
     if not colon or not file.endswith(".py"):
         return choose("recipe", name, RECIPES)()
-    if not Path(file).is_file():
-        raise ValueError(f"recipe {name}: no such file")
-    specification = importlib.util.spec_from_file_location(f"recipes_of_{Path(file).stem}", file)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    if not hasattr(module, function):
-        raise ValueError(f"recipe {name}: the file has no {function}")
-    made = getattr(module, function)()
-    if not isinstance(made, Recipe):
-        raise ValueError(f"recipe {name}: {function}() gives a {type(made).__name__}, not a mimkit.recipes.Recipe")
+    with naming(f"recipe {name}"):
+        made = made_in_python(file, function)
+        if not isinstance(made, Recipe):
+            raise ValueError(f"{function} gives a {type(made).__name__}, not a mimkit.recipes.Recipe")
     return made
 
 

@@ -44,6 +44,10 @@ class CannotGoOn(RuntimeError):
     """No more batches can be made; the message says why, in a line."""
 
 
+class CannotBeSent(ValueError):
+    """Something cannot be sent to another process; the message says what, and what to do, in a line."""
+
+
 class TooManyBadImages(CannotGoOn):
     """One image after the other could not be read."""
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mimkit.backbones import Encoder, Latent
 from mimkit.data import read_image
+from mimkit.files import home
 from mimkit.views import CenterCrop, Normalization
 
 
@@ -57,7 +58,7 @@ class ImageEncoder(nn.Module):
             ValueError: no path is given.
             BadImage: a file is no readable image.
         """
-        files = [Path(path).expanduser() for path in ([paths] if isinstance(paths, str | Path) else paths)]
+        files = [home(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
         if not files:
             raise ValueError("paths: name at least one image file, got none")
         pixels = [CenterCrop()(read_image(file, self.encoder.channels), self.image_size) for file in files]

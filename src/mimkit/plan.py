@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mimkit.backbones import DenseEncoder, count_parameters
 from mimkit.compose import PYTHON, TRAIN_SETTINGS, description_of, given_statistics, own_parts
-from mimkit.data import Cache, ImageList, TrainBatches, choose_decoder, in_words, split
+from mimkit.data import Cache, Data, ImageList, Samples, TrainBatches, choose_decoder, in_words, split
 from mimkit.efficiency import tune
 from mimkit.errors import naming, refusing_damage
 from mimkit.evaluation.online import OnlineProbe, OnlineReconstructions, subset
@@ -66,14 +66,10 @@ class Pretraining(Job):
         per_rank = self.train.batch_size // world.size
         micro_batch = per_rank if self.micro_batch == "auto" else self.micro_batch
         return TrainBatches(
-            self.train_images,
-            view=self.recipe.view,
-            size=self.recipe.image_size,
-            channels=self.recipe.channels,
+            self.viewed(),
             batch_size=self.train.batch_size,
             accumulation=per_rank // micro_batch,
             repeats=self.settings.repeats,
-            decode=self.settings.decode,
             seed=self.settings.seed,
             workers=workers,
             prefetch=prefetch,
@@ -81,6 +77,12 @@ class Pretraining(Job):
             rank=world.rank,
             world=world.size,
         )
+
+    def viewed(self) -> Samples:
+        """The training images, with the recipe's view."""
+        recipe, decode = self.recipe, self.settings.decode
+        size, channels = recipe.image_size, recipe.channels
+        return Samples(self.train_images, view=recipe.view, size=size, channels=channels, decode=decode)
 
     def evaluators(
         self, run: Run, *, device: torch.device, workers: int, world: World
@@ -176,7 +178,7 @@ class Pretraining(Job):
     def reading(self, world: World) -> Reading | None:
         batches = self.batches(0, world)
         seconds = [taken / batches.repeats for taken in batches.reading_times()]
-        mib = batches.micro_batch * batches.channels * math.prod(batches.size) / 2**20
+        mib = batches.micro_batch * self.recipe.channels * math.prod(self.recipe.image_size) / 2**20
         return Reading(seconds, mib) if seconds else None
 
 
@@ -186,7 +188,7 @@ def plan_pretraining(
     settings: Settings,
     *,
     device: torch.device,
-    data: Any = None,
+    data: Data | None = None,
     world: World = SINGLE,
     cache: Cache | None = None,
 ) -> Pretraining:
@@ -210,7 +212,7 @@ def plan_pretraining(
         require_compiler(device)
     data = settings.data if data is None else data
     if data is None:
-        raise ValueError("--data is missing: a path, a URL, or in Python images in memory, as `data=`")
+        raise ValueError("--data is missing: it says where the images are")
     with naming("--data"):
         train_images, held_out = split(data, settings.held_out, cache)
     where = in_words(data) if settings.data is None else str(absolute(settings.data))
@@ -272,7 +274,7 @@ def with_channels_of(images: ImageList, recipe: Recipe, settings: Settings) -> t
     """
     channels = images.channels
     if channels is None and recipe.channels not in (1, 3):
-        raise ValueError(f"--channels {recipe.channels}: images in files are read with 3 or 1")
+        raise ValueError(f"--channels {recipe.channels} is for data in memory: image files are read with 1 or 3")
     if channels in (None, recipe.channels):
         return recipe, []
     if settings.channels is not None:

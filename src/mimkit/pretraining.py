@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 
 from mimkit.compose import PYTHON, TRAIN_SETTINGS, compose
-from mimkit.data import Cache
+from mimkit.data import Cache, Data
 from mimkit.efficiency import tune
 from mimkit.errors import flag, refuse_unknown, refusing_damage
-from mimkit.files import absolute, located
+from mimkit.files import absolute, home, located
 from mimkit.plan import Pretraining, plan_pretraining, random_images
 from mimkit.recipes import Recipe, build
 from mimkit.settings import Settings
@@ -31,7 +31,7 @@ def pretrain(
     settings: Settings | None = None,
     out: str | Path | None = None,
     *,
-    data: Any = None,
+    data: Data | None = None,
     machine: Machine = launch.DEFAULT_MACHINE,
     callbacks: Sequence[Callback] = (),
     overwrite: bool = False,
@@ -66,7 +66,7 @@ def pretrain(
     if out is None:
         raise ValueError("--out is missing: name the run folder to make, such as out='runs/mine'")
     settings, data = with_data(settings, data)
-    out = Path(out).expanduser()
+    out = home(out)
     with launch.on_machine(machine) as (device, world):
         if world.on_main(lambda: is_of_this_job(out)):
             given = recipe if isinstance(recipe, Recipe) or ":" in recipe else None
@@ -84,7 +84,7 @@ def pretrain(
 def resume(
     run: Run,
     *,
-    data: Any = None,
+    data: Data | None = None,
     recipe: str | Recipe | None = None,
     callbacks: Sequence[Callback] = (),
     machine: Machine = launch.DEFAULT_MACHINE,
@@ -109,7 +109,7 @@ def resume(
         return launch.resume(job, run, machine, device, world, callbacks=callbacks)
 
 
-def with_data(settings: Settings, data: Any) -> tuple[Settings, Any]:
+def with_data(settings: Settings, data: Data | None) -> tuple[Settings, Data | None]:
     """Settings with the path or URL handed over as `data`, or the data themselves, which settings cannot hold.
 
     Raises:
@@ -138,7 +138,7 @@ def replan(
     device: torch.device,
     world: World,
     *,
-    data: Any = None,
+    data: Data | None = None,
     recipe: str | Recipe | None = None,
     micro_batch: int | Literal["auto"] | None = None,
 ) -> Pretraining:

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,6 +12,7 @@ from tyro.conf import arg
 
 from mimkit.errors import flag
 from mimkit.files import located
+from mimkit.typed import check_types, given_as
 
 
 @functools.cache
@@ -32,12 +34,21 @@ def names_of(table: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All that may change a run's results. None means the recipe's value, or one chosen when the run starts."""
+    """All that may change a run's results. None means the recipe's value, or one chosen when the run starts.
+
+    In Python, a whole float is taken for an int and an int for a float, NumPy's numbers for Python's, and lists, arrays
+    and a single number for a tuple; bools, strings, NaN and infinities are no numbers, and None only is what the
+    defaults say.
+
+    Raises:
+        ValueError: a value of another type, or out of bounds; the message names its flag.
+    """
 
     data: str | Path | None = None
     """Folder of images, nested any way; a text file that lists them; a file of mimkit pack; .tar or
     .parquet shards: "shards/train-{000..012}.tar", or a folder of them, here or at a URL (https, s3, gs, hf); a folder
-    that Hugging Face's `datasets` has saved."""
+    that Hugging Face's `datasets` has saved. Needed by `mimkit pretrain`; in Python data can be handed to
+    `pretrain(data=...)` instead."""
     held_out: float = 0.1
     """Share of the images kept for evaluation, unless the folder has `train` and `val` folders."""
     backbone: str | None = None
@@ -120,12 +131,13 @@ class Settings:
     """Share of unreadable training images at which the run stops."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.data, str | os.PathLike | None) or self.data == "":
+            in_memory = "" if self.data == "" else ": hand data in memory to pretrain(data=...)"
+            raise ValueError(f"--data takes a path or a URL, got {given_as(self.data)}{in_memory}")
+        check_types(self)
         if self.data is not None:
             object.__setattr__(self, "data", located(self.data))
         object.__setattr__(self, "image_size", as_size(self.image_size))
-        for name in ("taps", "hog_offsets", "mean", "std"):  # JSON has lists
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.batch_size == "auto":
             if self.micro_batch not in (None, "auto"):
                 raise ValueError(
@@ -134,10 +146,9 @@ class Settings:
             object.__setattr__(self, "batch_size", None)
             object.__setattr__(self, "micro_batch", "auto")
         counts = ("mask_cell", "class_tokens", "decoder_width", "decoder_depth", "decoder_heads", "micro_batch")
-        for name in (*counts, "repeats", "probe_every", "probe_images", "log_every"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{flag(name)} must be at least 1, got {value}")
+        require_at_least_one(self, *counts, "channels", "repeats", "probe_every", "probe_images", "log_every")
+        if self.taps == ():
+            raise ValueError("--taps names no block")
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise ValueError(f"--mean and --std go together, one number each per channel; got {self.mean}, {self.std}")
         if self.std is not None and min(self.std) <= 0:
@@ -163,12 +174,15 @@ class Settings:
         unknown = values.keys() - {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(f"this version of mimkit knows no setting {', '.join(sorted(unknown))}")
-        return cls(**values)
+        return cls(**values | {"data": values.get("data") or None})  # of files with weights it is empty
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
-    """What the user says of a published checkpoint; None leaves it to the checkpoint, or to what was published."""
+    """What the user says of a published checkpoint; None leaves it to the checkpoint, or to what was published.
+
+    Types are those of `Settings`.
+    """
 
     recipe: str | None = None
     """the method, where the weights do not show it."""
@@ -190,6 +204,19 @@ class ImportOptions:
     """the same for the standard deviation."""
     strict: bool = True
     """refuse a checkpoint with weights missing or left over; --no-strict reports them."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        object.__setattr__(self, "image_size", as_size(self.image_size))
+        require_at_least_one(self, "window", "heads", "decoder_heads")
+
+
+def require_at_least_one(values: Settings | ImportOptions, *names: str) -> None:
+    """Refuse whole numbers below 1 under these names."""
+    for name in names:
+        value = getattr(values, name)
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"{flag(name)} must be at least 1, got {value}")
 
 
 def as_size(sides: int | Sequence[int] | None) -> tuple[int, int] | None:

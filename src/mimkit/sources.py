@@ -23,6 +23,7 @@ from mimkit.backbones.load import parse_name
 from mimkit.backbones.resize import resize_tables
 from mimkit.compose import KNOWN, PYTHON, compose, restore_recipe
 from mimkit.errors import naming, refusing_damage
+from mimkit.files import home
 from mimkit.image_encoder import ImageEncoder
 from mimkit.method import Method
 from mimkit.recipes import PARTS, Recipe, build, parts_in_words, record_of_parts
@@ -187,7 +188,7 @@ def read_source(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ValueError: it is neither, or holds no weights.
     """
-    path = path.expanduser()
+    path = home(path)
     if path.is_dir():
         try:
             run = Run(path)

@@ -1,10 +1,13 @@
 """How an image becomes a training view: which box is cut, how it is resized, how pixels are normalised.
 
-A view turns an image into a uint8 array [H, W, C] of a fixed size. Its randomness comes from the NumPy generator that
-the caller hands it, never from a global one.
+A view turns an image into a uint8 array [H, W, C] of a fixed size. A `Crop` does it in two steps: it *draws* a `Cut`,
+which is then *applied* to the image, and alike to masks, boxes and points that belong to it.
+
+Coordinates are in pixels from an image's upper left corner, x to the right and y down; pixel i reaches from i to i + 1.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,9 +52,120 @@ class PillowPicture:
 
 
 class View(Protocol):
-    """One random (or fixed) crop of an image; a Pillow image is cut by Pillow."""
+    """What makes a training view of an image: a `Crop`, or any function of these arguments.
 
-    def __call__(self, image: Picture | Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray: ...
+    All its randomness comes from `rng`, which is seeded anew for each view from (seed, epoch, image, repeat), so that a
+    view is the same in any worker, on any rank and after a resume. A view that draws from a global generator, of torch,
+    NumPy or Python, or from one that it keeps, is refused before training (`require_repeatable`). For a view in a file
+    or a class of your own, seed what it calls from `rng`.
+    """
+
+    def __call__(self, image: Picture | Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray:
+        """uint8 [H, W, C], or [H, W] of one channel, of the size (H, W)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a view takes of an image, applied alike to all that belongs to the image. Nothing here is random.
+
+    A box of the image is resized; the view is a window of that, which may begin before it or end behind it, where it is
+    continued by reflection; at last left and right may be exchanged.
+
+    Args:
+        box: whole pixels of the image.
+        resized: (H, W) that the box is resized to.
+        offset: (top, left) of the view within the resized box; negative before it.
+        size: (H, W) of the view.
+        interpolation: Pillow's filter for images, antialiased.
+        flip: whether left and right are exchanged.
+    """
+
+    box: Box
+    resized: Size
+    offset: tuple[int, int]
+    size: Size
+    interpolation: Image.Resampling
+    flip: bool = False
+
+    def image(self, image: Picture | Image.Image) -> np.ndarray:
+        """The view of the image: uint8 [H, W] or [H, W, C]."""
+        pixels = as_picture(image).cut(self.box, self.resized, self.interpolation)
+        if self.resized != self.size or self.offset != (0, 0):
+            pixels = self._window(pixels)
+        return mirrored(pixels) if self.flip else pixels
+
+    def mask(self, values: np.ndarray) -> np.ndarray:
+        """The view of values by pixel [h, w] or [h, w, K], such as class ids or depths, h x w being the image's size.
+
+        Each pixel of the view has the value of the nearest pixel of the image: [H, W] or [H, W, K], of the same type.
+        """
+        left, top, right, bottom = self.box
+        rows = top + _nearest(self.offset[0], self.size[0], self.resized[0], bottom - top)
+        columns = left + _nearest(self.offset[1], self.size[1], self.resized[1], right - left)
+        return values[rows[:, None], columns[::-1] if self.flip else columns]
+
+    def points(self, xy: np.ndarray) -> np.ndarray:
+        """Points of the image in the view's coordinates, [..., 2] to float64 [..., 2]; some may lie outside of it."""
+        scale, shift = self._affine()
+        return np.asarray(xy, dtype=np.float64) * scale + shift
+
+    def boxes(self, xyxy: np.ndarray) -> np.ndarray:
+        """Boxes (left, top, right, bottom) in the view's coordinates, clipped to it: [N, 4] to float64 [N, 4].
+
+        A box outside of the view is kept, with a width or height of 0.
+        """
+        corners = np.sort(self.points(np.reshape(xyxy, (-1, 2, 2))), axis=1)  # flipped, the right one is left
+        return corners.clip(0, self.size[::-1]).reshape(-1, 4)
+
+    def to_source(self, xy: np.ndarray) -> np.ndarray:
+        """The inverse of `points`: where points of the view lie in the image, [..., 2] to float64 [..., 2]."""
+        scale, shift = self._affine()
+        return (np.asarray(xy, dtype=np.float64) - shift) / scale
+
+    @property
+    def source(self) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of what the view shows of the image; beyond the image where it is continued."""
+        height, width = self.size
+        left, top, right, bottom = np.sort(self.to_source(np.array([[0, 0], [width, height]])), axis=0).ravel().tolist()
+        return left, top, right, bottom
+
+    def _affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and shift of (x, y) from the image to the view, float64 [2] each."""
+        left, top, right, bottom = self.box
+        scale = np.array([self.resized[1] / (right - left), self.resized[0] / (bottom - top)])
+        shift = -scale * (left, top) - self.offset[::-1]
+        if self.flip:
+            scale[0], shift[0] = -scale[0], self.size[1] - shift[0]
+        return scale, shift
+
+    def _window(self, pixels: np.ndarray) -> np.ndarray:
+        (top, left), (height, width) = self.offset, self.size
+        rows = max(0, -top), max(0, top + height - pixels.shape[0])
+        columns = max(0, -left), max(0, left + width - pixels.shape[1])
+        if any((*rows, *columns)):
+            pixels = np.pad(pixels, (rows, columns, (0, 0))[: pixels.ndim], mode="reflect")
+        top, left = top + rows[0], left + columns[0]
+        return pixels[top : top + height, left : left + width]
+
+
+class Crop(ABC):
+    """A view that says where it cuts, so that masks, boxes and points can follow the image. Subclasses are final."""
+
+    @abstractmethod
+    def draw(self, image_size: tuple[int, int], size: Size, rng: np.random.Generator) -> Cut:
+        """Where to cut an image.
+
+        Args:
+            image_size: (width, height) of the image, as `Picture.size`.
+            size: (H, W) of the view.
+            rng: the only source of randomness.
+        """
+
+    def __call__(self, image: Picture | Image.Image, size: Size, rng: np.random.Generator | None = None) -> np.ndarray:
+        """The view of an image: uint8 [H, W] or [H, W, C]. Without `rng`, the one that a generator of seed 0 draws."""
+        picture = as_picture(image)
+        return self.draw(picture.size, size, np.random.default_rng(0) if rng is None else rng).image(picture)
 
 
 @dataclass(frozen=True)
@@ -94,7 +208,7 @@ IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
-class RandomResizedCrop:
+class RandomResizedCrop(Crop):
     """A random box of random area and shape, resized: MAE's view with the default scale, SimMIM's with (0.67, 1).
 
     Same distribution as torchvision's: ten tries, then the largest central box within the ratio bounds.
@@ -120,10 +234,9 @@ class RandomResizedCrop:
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"a crop's ratio must rise from above 0, got {self.ratio}")
 
-    def __call__(self, image: Picture | Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray:
-        picture = as_picture(image)
-        pixels = picture.cut(self.box(*picture.size, rng), size, self.interpolation)
-        return mirrored(pixels) if rng.random() < self.flip else pixels
+    def draw(self, image_size: tuple[int, int], size: Size, rng: np.random.Generator) -> Cut:
+        box = self.box(*image_size, rng)
+        return Cut(box, size, (0, 0), size, self.interpolation, rng.random() < self.flip)
 
     def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
         """Where to cut an image of that size, in pixels."""
@@ -144,7 +257,7 @@ class RandomResizedCrop:
 
 
 @dataclass(frozen=True)
-class SimpleResizedCrop:
+class SimpleResizedCrop(Crop):
     """PixMIM's conservative crop (§3.3): the image resized to cover the size, padded by reflection, cropped.
 
     Nearly the whole image stays in view, where MAE's crop keeps about two thirds of an object.
@@ -159,27 +272,23 @@ class SimpleResizedCrop:
     interpolation: Image.Resampling = Image.Resampling.BILINEAR
     flip: float = 0.5
 
-    def __call__(self, image: Picture | Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray:
-        picture = as_picture(image)
-        pixels = picture.cut(*cover(*picture.size, size), self.interpolation)
-        padding = min(self.padding, pixels.shape[0] - 1, pixels.shape[1] - 1)
-        pixels = np.pad(pixels, ((padding, padding), (padding, padding), (0, 0))[: pixels.ndim], mode="reflect")
-        top, left = (_below(have - want + 1, rng) for have, want in zip(pixels.shape[:2], size, strict=True))
-        pixels = pixels[top : top + size[0], left : left + size[1]]
-        return mirrored(pixels) if rng.random() < self.flip else pixels
+    def draw(self, image_size: tuple[int, int], size: Size, rng: np.random.Generator) -> Cut:
+        box, resized = cover(*image_size, size)
+        padding = min(self.padding, resized[0] - 1, resized[1] - 1)
+        top, left = (_below(have + 2 * padding - want + 1, rng) for have, want in zip(resized, size, strict=True))
+        return Cut(box, resized, (top - padding, left - padding), size, self.interpolation, rng.random() < self.flip)
 
 
 @dataclass(frozen=True)
-class CenterCrop:
+class CenterCrop(Crop):
     """The evaluation view: resized to cover the size, the middle kept, nothing random."""
 
     interpolation: Image.Resampling = Image.Resampling.BICUBIC
 
-    def __call__(self, image: Picture | Image.Image, size: Size, rng: np.random.Generator | None = None) -> np.ndarray:
-        picture = as_picture(image)
-        box, (height, width) = cover(*picture.size, size)
-        left, top, right, bottom = _middle(width, height, size[1], size[0])
-        return picture.cut(box, (height, width), self.interpolation)[top:bottom, left:right]
+    def draw(self, image_size: tuple[int, int], size: Size, rng: np.random.Generator | None = None) -> Cut:
+        box, (height, width) = cover(*image_size, size)
+        left, top, _, _ = _middle(width, height, size[1], size[0])
+        return Cut(box, (height, width), (top, left), size, self.interpolation)
 
 
 def mirrored(pixels: np.ndarray) -> np.ndarray:
@@ -222,6 +331,14 @@ def _crop(image: Image.Image, box: Box) -> Image.Image:
     if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):  # Image.crop takes it for a decompression bomb
         return image.transform((width, height), Image.Transform.EXTENT, box)
     return image.crop(box)
+
+
+def _nearest(start: int, count: int, resized: int, length: int) -> np.ndarray:
+    """int64 [count]: of `length` pixels, resized, those nearest to the resized ones from `start` on, reflected."""
+    places = np.abs(np.arange(start, start + count))
+    period = max(1, 2 * (resized - 1))
+    places = np.minimum(places % period, period - places % period)
+    return ((2 * places + 1) * length) // (2 * resized)
 
 
 def _between(low: float, high: float, rng: np.random.Generator) -> float:

@@ -18,7 +18,7 @@ MOST_LINES = 350
 # The rule in one table, lowest layer first: a module or package of mimkit imports from its own layer and those below,
 # and from what stands beside. Imports inside functions and for type checkers count too.
 LAYERS = [
-    {"errors", "files", "randomness", "progress", "records", "grids", "losses"},
+    {"errors", "files", "typed", "randomness", "progress", "records", "grids", "losses"},
     {"views", "settings"},
     {"masks", "targets", "data"},
     {"backbones"},
@@ -28,13 +28,13 @@ LAYERS = [
     {"compose"},
     {"sources"},
     {"evaluation", "convert", "plan", "bench"},
-    {"pretraining", "jobs", "demo"},
+    {"pretraining", "jobs"},
     {"cli"},
     {"__main__"},
 ]
 # What any layer may import, and all that it imports itself.
 BESIDE = {
-    "training": {"errors", "files", "randomness", "progress", "records", "report"},
+    "training": {"errors", "files", "typed", "randomness", "progress", "records", "report"},
     "report": {"errors", "files", "records"},
 }
 MOST_MODULES_IN_THE_ROOT = 20  # beside __init__ and __main__
@@ -44,10 +44,10 @@ WITHOUT_TORCH_AT_ONCE = {
     "cli",
     "settings",
     "files",
+    "typed",
     "errors",
     "progress",
     "records",
-    "demo",
     "report",
     "training/machine.py",
 }

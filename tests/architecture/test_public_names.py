@@ -45,7 +45,8 @@ def test_type_checkers_are_told_the_same_names_from_the_same_places(package):
         if isinstance(node, ast.ImportFrom):
             told |= {alias.asname: f"{node.module}.{alias.name}" for alias in node.names}
     modules = {name: f"mimkit.{name}" for name in PACKAGES if package is mimkit}
-    assert told == modules | {name: f"{home}.{name}" for name, home in package._HOME.items()}
+    homes = {name: home if package is mimkit else f"{package.__name__}.{home}" for name, home in package._HOME.items()}
+    assert told == modules | {name: f"{home}.{name}" for name, home in homes.items()}
     assert all(getattr(package, name) is getattr(package, name) for name in package._HOME)
     assert set(package.__all__) <= set(dir(package))
 

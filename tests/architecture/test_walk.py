@@ -4,6 +4,9 @@ A tiny run of `mae` is profiled up to the loss of its first step. The walk is th
 command down to `Method.forward`; the function that planned the job; and what the equation in `Method.forward` names:
 mask, encoder, readout, decoder, target, distance and their mean. Lines are those of these functions and of all that
 they call on the way to that loss, docstrings included.
+
+And how far from an image's file to its batch: the files of the calls that stand open where it is decoded, where it is
+cut and where the batch is put together.
 """
 
 import inspect
@@ -12,11 +15,17 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+import pytest
+from PIL import Image
+
 import mimkit
 from helpers.runs import as_flags
 from helpers.tiny import TINY
 from mimkit.backbones import VisibleViT
 from mimkit.cli.main import main
+from mimkit.data import Samples, TrainBatches, find_images
+from mimkit.data.decode import read_image
+from mimkit.data.jpeg import JpegPicture
 from mimkit.decoders import TransformerDecoder
 from mimkit.losses import masked_mean, squared
 from mimkit.masks import RandomMask
@@ -25,6 +34,7 @@ from mimkit.plan import plan_pretraining
 from mimkit.readouts import Last
 from mimkit.targets import Pixels
 from mimkit.training.loop import evaluate, fit
+from mimkit.views import PillowPicture, RandomResizedCrop
 
 ROOT = str(Path(mimkit.__file__).parent)
 MOST_FILES, MOST_LINES = 13, 900
@@ -38,6 +48,14 @@ EQUATION = (
     squared,
     masked_mean,
 )
+
+
+DECODED_CUT_TOGETHER = (
+    (read_image, JpegPicture._decode),
+    (PillowPicture.cut, JpegPicture.cut),
+    (Samples.tensors,),
+)
+MOST_FILES_OF_A_BATCH = 5
 
 
 class Walk:
@@ -91,3 +109,27 @@ def test_the_loss_is_near(photos, tmp_path, capsys):
     print(listed)
     assert len(files) <= MOST_FILES, listed
     assert sum(lengths.values()) <= MOST_LINES, listed
+
+
+@pytest.mark.parametrize("decode", ["pillow", "auto"])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_the_batch_is_near(tmp_path, decode, suffix):
+    for number in range(4):
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{number}.{suffix}")
+    samples = Samples(find_images(tmp_path), view=RandomResizedCrop(), size=(16, 16), decode=decode)
+    open_at: dict[CodeType, set[str]] = {}
+
+    def walk(frame: FrameType, event: str, value: Any) -> None:
+        if event == "call":
+            open_at[frame.f_code] = {code.co_filename for code in codes_of(frame) if is_ours(code)}
+
+    sys.setprofile(walk)
+    try:
+        TrainBatches(samples, batch_size=4).micro_batch_at(0)
+    finally:
+        sys.setprofile(None)
+    met = [[open_at[f.__code__] for f in functions if f.__code__ in open_at] for functions in DECODED_CUT_TOGETHER]
+    assert all(met)
+    files = {Path(file).name for each in met for some in each for file in some}
+    assert files <= {"loader.py", "samples.py", "jpeg.py", "decode.py", "views.py"}
+    assert len(files) <= MOST_FILES_OF_A_BATCH

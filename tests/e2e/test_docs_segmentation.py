@@ -10,21 +10,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.metrics import accuracy_score, jaccard_score
 
 from helpers.reports import labels_of, page_of
 from helpers.runs import fingerprint
 from mimkit.cli.main import main
+from mimkit.data import load_in_order
 from mimkit.training import launch
 from mimkit.training.checkpoint import load_newest
-from mimkit.training.distributed import SINGLE, World
+from mimkit.training.distributed import SINGLE
 from mimkit.training.machine import Machine
 from mimkit.training.optim import Train
 from mimkit.training.run_folder import Run
 
 FILE = Path(__file__).parents[2] / "docs" / "examples" / "segmentation.py"
 TINY = "random:vit_tiny_patch16_224(embed_dim=24,depth=2,num_heads=3)"
-SIZE = (32, 48)
 HERE = Machine(device="cpu", workers=0)
 
 
@@ -64,20 +63,21 @@ def run(example, camvid, tmp_path_factory) -> Path:
 
 
 def command(example, camvid: Path, out: Path, **others: object) -> None:
-    example.main(TINY, HERE, data=camvid, out=out, **{"image_size": SIZE, "epochs": 2, **others})
+    example.main(TINY, HERE, data=camvid, out=out, **{"epochs": 2, **others})
 
 
 def test_it_learns(run):
     rows = Run(run).rows("segmentation")
     assert [row["step"] for row in rows] == [0, 15, 30]
     for name in ("mIoU", "pixel_accuracy"):
-        assert rows[-1][name] > 1.5 * rows[0][name]
+        before, after = rows[0][name], rows[-1][name]
+        assert after > 1.5 * before or 100 - after < (100 - before) / 2
     assert Run(run).facts["kind"] == "segmentation"
 
 
-def test_the_same_command_goes_on_exactly(example, camvid, run, tmp_path, monkeypatch, capsys):
+def test_the_same_command_goes_on_exactly(example, camvid, run, tmp_path, monkeypatch):
     """SIGTERM in step 17; then to the end, and once more when there is nothing left to do."""
-    from_step = example.Batches.from_step
+    from_step = example.TrainBatches.from_step
 
     def interrupted(batches, step):
         for number, batch in enumerate(from_step(batches, step), start=step + 1):
@@ -87,17 +87,16 @@ def test_the_same_command_goes_on_exactly(example, camvid, run, tmp_path, monkey
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(example.Batches, "from_step", interrupted)
+        patch.setattr(example.TrainBatches, "from_step", interrupted)
         command(example, camvid, out)
     assert load_newest(out / "checkpoints").state["step"] == 17
-    assert "the same command goes on" in capsys.readouterr().out
     (out / "reconstructions").mkdir()  # that `fingerprint` looks into
     (run / "reconstructions").mkdir(exist_ok=True)
     for _ in range(2):
         command(example, camvid, out)
         assert fingerprint(out) == fingerprint(run)
-    with pytest.raises(ValueError, match=r"began with settings.image_size \[32, 48\], which is \[32, 32\] now"):
-        command(example, camvid, out, image_size=(32, 32))
+    with pytest.raises(ValueError, match=r"began with settings.source random:.*, which is random:resnet18 now"):
+        example.main("random:resnet18", HERE, data=camvid, out=out, epochs=2)
     with pytest.raises(ValueError, match=r"began with epochs 2, which is 3 now"):
         command(example, camvid, out, epochs=3)
 
@@ -114,7 +113,7 @@ def test_checkpoints_hold_the_head_alone(run):
 def test_no_tensor_of_the_encoder_changes(example, camvid, tmp_path):
     """Batch norms and their statistics included."""
     train = Train(epochs=1, batch_size=60, base_lr=0.01, lr_batch=60, warmup_epochs=0, precision="fp32")
-    job = example.Segmentation("random:resnet18", camvid, (32, 32), train)
+    job = example.Segmentation("random:resnet18", camvid, train)
     before = {name: value.clone() for name, value in job.model.state_dict().items()}
     assert any("running_var" in name for name in before)
     assert launch.start(job, tmp_path / "run", HERE, torch.device("cpu"), SINGLE)
@@ -123,38 +122,28 @@ def test_no_tensor_of_the_encoder_changes(example, camvid, tmp_path):
     assert sum(file.stat().st_size for file in (tmp_path / "run").rglob("*.safetensors")) < 100_000
 
 
-def test_processes_share_a_batch(example):
-    """Of numbered images: all are in one batch of an epoch, and other epochs have another order."""
-    images = torch.arange(12).view(12, 1, 1, 1)
-    samples = example.Samples(images, images[:, 0])
-
-    def first(world: World, step: int, count: int) -> list[list[int]]:
-        taken = itertools.islice(example.Batches(samples, 4, world).from_step(step), count)
-        return [batch.images.flatten().tolist() for batch in taken]
-
-    whole = first(SINGLE, 0, 6)
-    for epoch in (whole[:3], whole[3:]):
-        assert sorted(itertools.chain(*epoch)) == list(range(12))
-    assert whole[:3] != whole[3:]
-    assert first(SINGLE, 2, 4) == whole[2:]
-    pairs = zip(first(World(0, 2), 0, 6), first(World(1, 2), 0, 6), strict=True)
-    assert [[*itertools.chain(*zip(*pair, strict=True))] for pair in pairs] == whole
+def test_masks_follow_their_images(example, camvid):
+    """In the made folder, bright pixels are of the class bright, whatever was cut."""
+    if (camvid / "classes.txt").read_text() != "dark\nbright\n":
+        pytest.skip("CamVid's classes are no brightness")
+    job = example.Segmentation(TINY, camvid, Train(epochs=1, batch_size=8, base_lr=0.01, warmup_epochs=0))
+    for batch in itertools.islice(job.batches().from_step(0), 10):
+        bright = batch.images.float().mean(dim=1) > 139
+        assert (bright == batch.tensors["labels"].bool()).float().mean() > 0.98  # but for the mixed edge
 
 
-def test_scores_are_those_of_scikit_learn(example):
+def test_scores_are_those_of_the_confusion_matrix(example, camvid):
     """Of classes that occur in truth or prediction only, or not at all."""
-    torch.manual_seed(0)
-    labels, found = torch.randint(0, 4, (2, 3, 8, 8), dtype=torch.uint8)
-    found[found == 2], labels[labels == 3], labels[:, :2] = 4, 1, example.VOID
-
-    class Fixed:
-        def logits(self, images):
-            return torch.nn.functional.one_hot(images[:, 0].long(), 6).permute(0, 3, 1, 2).float()
-
-    row = example.scores(Fixed(), example.Samples(found[:, None], labels), 6, torch.device("cpu"), 7)
-    truth, guess = labels[labels != example.VOID], found[labels != example.VOID]
-    assert row["mIoU"] == pytest.approx(100 * jaccard_score(truth, guess, average="macro", zero_division=0))
-    assert row["pixel_accuracy"] == pytest.approx(100 * accuracy_score(truth, guess))
+    job = example.Segmentation(TINY, camvid, Train(epochs=1, batch_size=8, base_lr=0.01, warmup_epochs=0))
+    row, k = job.scores(torch.device("cpu")), job.model.head.out_features
+    confusion = torch.zeros(k, k)
+    for batch in load_in_order(job.held_out):
+        found, truth = job.model(**batch.inputs("cpu")).found, batch.tensors["labels"]
+        for a, b in zip(truth[truth != example.VOID].tolist(), found[truth != example.VOID].tolist(), strict=True):
+            confusion[a, b] += 1
+    hits, either = confusion.diag(), confusion.sum(0) + confusion.sum(1) - confusion.diag()
+    assert row["mIoU"] == pytest.approx(100 * (hits / either)[either > 0].mean().item())
+    assert row["pixel_accuracy"] == pytest.approx(100 * (hits.sum() / confusion.sum()).item())
 
 
 def test_commands_take_the_run_for_what_it_is(run, tmp_path, capsys):
@@ -168,10 +157,8 @@ def test_commands_take_the_run_for_what_it_is(run, tmp_path, capsys):
     assert "segmentation: mIoU by step" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_wrong_requests(example, camvid, tmp_path):
-    with pytest.raises(ValueError, match="--batch-size 121 is more than there is to train on"):
-        command(example, camvid, tmp_path / "run", batch_size=121)
+def test_wrong_requests(example, tmp_path):
     (tmp_path / "classes.txt").write_text("sky\n")
-    with pytest.raises(ValueError, match=r"has no images/train/\*\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"images.train does not exist"):
         command(example, tmp_path, tmp_path / "run")
     assert not (tmp_path / "run").exists()

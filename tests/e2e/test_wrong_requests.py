@@ -196,12 +196,15 @@ FROM_FILES = {
     "file that is not there": ("yours.py:recipe", "{here}/yours.py:recipe file"),
     "file without the function": ("mine.py:other", "{here}/mine.py:other other"),
     "function of another kind": ("mine.py:number", "{here}/mine.py:number int mimkit.recipes.Recipe"),
+    "file that is no Python": ("broken.py:recipe", "{here}/broken.py:recipe broken.py, line 2: SyntaxError: invalid"),
+    "function that fails": ("mine.py:failing", "{here}/mine.py:failing mine.py, line 5, ZeroDivisionError: zero"),
 }
 
 
 @pytest.mark.parametrize(("recipe", "words"), FROM_FILES.values(), ids=FROM_FILES)
 def test_recipes_from_files_that_cannot_be(here, capsys, recipe, words):
-    (here / "mine.py").write_text("def number():\n    return 3\n")
+    (here / "mine.py").write_text("def number():\n    return 3\n\ndef failing():\n    return 1 / 0\n")
+    (here / "broken.py").write_text("value = 1\nvalue = = 2\n")
     line = refusal(pretrain(here, {}, recipe=f"{here}/{recipe}"), capsys)
     assert names(words.format(here=here), line)
     assert not (here / "run").exists()

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from helpers.samples import centred
 from mimkit.data import Cache, ImageList, TrainBatches, loader
-from mimkit.views import CenterCrop
 
 
 def shards(root: Path, counts: tuple[int, ...] = (3, 4, 2, 5), stem: str = "train") -> Path:
@@ -29,7 +29,7 @@ def shards(root: Path, counts: tuple[int, ...] = (3, 4, 2, 5), stem: str = "trai
 
 
 def batches(images: ImageList, **options) -> TrainBatches:
-    return TrainBatches(images, view=CenterCrop(), size=(8, 8), **({"batch_size": 4} | options))
+    return TrainBatches(centred(images, (8, 8)), **({"batch_size": 4} | options))
 
 
 def same(a: loader.Batch, b: loader.Batch) -> bool:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mimkit.data import Batch, ImageList, TrainBatches, find_images, load_images, read_image
+from mimkit.data import Batch, ImageList, Samples, TrainBatches, find_images, load_in_order, read_image
 from mimkit.data.loader import TooManyBadImages
 from mimkit.data.string_array import StringArray
 from mimkit.randomness import sample_keys
@@ -56,8 +56,14 @@ def spoiled(images: ImageList, tmp_path_factory: pytest.TempPathFactory) -> Imag
 
 
 def batches(images: ImageList, workers: int = 0, **options) -> TrainBatches:
-    options = {"view": RandomResizedCrop(), "size": (12, 16), "batch_size": 5, "seed": 7} | options
-    return TrainBatches(images, workers=workers, **options)
+    view = {"view": RandomResizedCrop(), "size": (12, 16), "channels": 3}
+    view |= {name: options.pop(name) for name in list(options) if name in ("view", "size", "channels", "decode")}
+    return TrainBatches(Samples(images, **view), workers=workers, **({"batch_size": 5, "seed": 7} | options))
+
+
+def load_images(images: ImageList, size: Size, channels: int = 3, **options) -> Iterator[Batch]:
+    """The middle of each image, in order."""
+    return load_in_order(Samples(images, view=CenterCrop(), size=size, channels=channels), **options)
 
 
 def first(count: int, of: Iterator[Batch]) -> list[Batch]:

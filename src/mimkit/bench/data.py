@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from mimkit.bench.step import Clock, alternate
-from mimkit.data import ImageList, find_images, write_pack
+from mimkit.data import ImageList, Samples, find_images, write_pack
 from mimkit.data.jpeg import Decoder, choose_decoder
-from mimkit.data.loader import Views
 from mimkit.randomness import scramble
 from mimkit.views import RandomResizedCrop, Size
 
@@ -62,12 +61,12 @@ def bench_data(
 
 def _reading(images: ImageList, size: Size, decode: Decoder) -> Callable[[], None]:
     """Reads each image as the loader does."""
-    views, keys = Views(images, RandomResizedCrop(), size, 3, decode), scramble(torch.arange(len(images))).numpy()
-    pixels = views.empty(1)
+    samples = Samples(images, view=RandomResizedCrop(), size=size, decode=decode)
+    keys, batch = scramble(torch.arange(len(images))).numpy(), samples.empty(1)
 
     def read() -> None:
         for index in range(len(images)):
-            bad = views.put(pixels, index, keys[index : index + 1])
+            bad = samples.put(batch, range(1), index, keys[index : index + 1])
             if bad is not None:
                 raise bad
 

@@ -61,7 +61,7 @@ def bench(
     else:
         result = benches.bench_step(
             recipe,
-            Settings(data=Path(), image_size=size),
+            Settings(image_size=size),
             batch_size=batch_size,
             backbones=backbone or (None,),
             precisions=precision,

@@ -18,7 +18,7 @@ def demo(*, out: Path = Path("runs/demo"), overwrite: bool = False) -> int:
         out: folder for the photographs' tiles and the run.
         overwrite: replace an earlier demo there.
     """
-    from mimkit.demo import run_demo
+    from mimkit.cli.demo import run_demo
 
     return finish(out / "run", run_demo(out, overwrite=overwrite))
 

@@ -57,10 +57,31 @@ def read_image(path: str | Path | bytes, channels: int = 3) -> Image.Image:
             image = identify(file, path)
             refuse_bombs(image.size, path)
             _load(image)
-            return _convert(image, "RGB" if channels == 3 else "L")
+            return in_mode(image, "RGB" if channels == 3 else "L")
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+        raise BadImage(path, _reason(error)) from error
+
+
+def read_values(path: str | Path) -> np.ndarray:
+    """The values stored in an image file, as they are: class ids, indices into a palette, depths.
+
+    Returns:
+        [H, W], or [H, W, C] of a colour image, in the file's own depth; not turned as EXIF may say.
+
+    Raises:
+        BadImage: the file cannot be read as an image.
+    """
+    try:
+        with open(path, "rb") as file:
+            image = identify(file, path)
+            refuse_bombs(image.size, path)
+            _load(image)
+            return np.asarray(image)
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:
         raise BadImage(path, _reason(error)) from error
 
 
@@ -113,7 +134,8 @@ def _load(image: Image.Image) -> None:
         image.load()
 
 
-def _convert(image: Image.Image, mode: str) -> Image.Image:
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """A decoded Pillow image of any kind, upright, in mode RGB or L; see `read_image`."""
     turned = orientation(image)
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(_eight_bits(np.asarray(image)))

@@ -8,11 +8,13 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mimkit.data.decode import image_suffixes
 from mimkit.data.images import ImageList, Store
+from mimkit.data.memory import Data, ImagesInMemory
 from mimkit.data.pack import Pack, is_pack
 from mimkit.data.shards.cache import Cache
 from mimkit.data.shards.open_url import open_url
@@ -27,7 +29,7 @@ _EMPTY_HASH = hashlib.blake2b(digest_size=8)
 _Parents = frozenset[tuple[int, int]]
 
 
-def find_images(data: Path | str, cache: Cache | None = None) -> ImageList:
+def find_images(data: Data, cache: Cache | None = None) -> ImageList:
     """The images of a folder and its sub-folders, of a pack, of shards, or those that a list file names.
 
     A folder: regular files with a suffix of a format that Pillow reads; hidden files and folders are ignored, links
@@ -36,17 +38,21 @@ def find_images(data: Path | str, cache: Cache | None = None) -> ImageList:
     A list file (`.txt`, UTF-8): one path a line, relative to the list file's folder or absolute, then, on every line or
     on none, a tab and the name of its class. The order is kept. Whether the files exist is not checked.
 
+    A list of paths: its order is kept, whether they exist is not checked. Images in memory: see `Data`.
+
     A pack: written by `mimkit pack`. Shards: see `find_shards`, and `open_url` for those at a URL. A folder saved by
     Hugging Face's `datasets`: see `SavedDataset`.
 
     Args:
-        data: a path, or a URL.
+        data: a path, a URL, or what else `Data` allows.
         cache: for shards from URLs and rewritten parquet files; default: `Cache.at()`.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
         ValueError: it holds no images, a folder may not be read, or a file is malformed.
     """
+    if not isinstance(data, str | Path):
+        return _given(data)
     data = located(data)
     store = _open_store(data, cache)
     if store is not None:
@@ -67,7 +73,7 @@ def find_images(data: Path | str, cache: Cache | None = None) -> ImageList:
     return _labelled(data, paths, folders, sorted(folders.numbers))
 
 
-def split(data: Path | str, held_out: float = 0.1, cache: Cache | None = None) -> tuple[ImageList, ImageList]:
+def split(data: Data, held_out: float = 0.1, cache: Cache | None = None) -> tuple[ImageList, ImageList]:
     """Images to train on, and images held out.
 
     A folder that has `train` and one of `val`, `valid`, `validation`, `test`, with images in both, is used as it is; so
@@ -95,7 +101,7 @@ def split(data: Path | str, held_out: float = 0.1, cache: Cache | None = None) -
     return images.take(np.flatnonzero(~is_held_out)), images.take(np.flatnonzero(is_held_out))
 
 
-def find_all(data: Path | str, cache: Cache | None = None) -> ImageList:
+def find_all(data: Data, cache: Cache | None = None) -> ImageList:
     """All images, labelled as by `split`: those of `train` and `val` folders are in one list.
 
     Raises:
@@ -105,7 +111,7 @@ def find_all(data: Path | str, cache: Cache | None = None) -> ImageList:
     return all_with_splits(data, cache)[0]
 
 
-def all_with_splits(data: Path | str, cache: Cache | None = None) -> tuple[ImageList, np.ndarray | None]:
+def all_with_splits(data: Data, cache: Cache | None = None) -> tuple[ImageList, np.ndarray | None]:
     """What `find_all` finds, and TRAIN or HELD_OUT for each image, uint8 [N], or None where the data give no split.
 
     Raises:
@@ -117,7 +123,9 @@ def all_with_splits(data: Path | str, cache: Cache | None = None) -> tuple[Image
         return images, given_splits(images)
     names = StringArray.of(f"{Path(folder.root).name}/{path}" for folder in folders for path in folder.paths)
     labels = [folder.labels for folder in folders if folder.labels is not None]
-    images = ImageList(Path(data), names, np.concatenate(labels) if labels else None, folders[0].classes)
+    images = ImageList(
+        Path(folders[0].root).parent, names, np.concatenate(labels) if labels else None, folders[0].classes
+    )
     return images, np.repeat(np.array([TRAIN, HELD_OUT], dtype=np.uint8), [len(folder) for folder in folders])
 
 
@@ -126,6 +134,14 @@ def given_splits(images: ImageList) -> np.ndarray | None:
     if images.store is None or images.store.splits is None:
         return None
     return images.store.splits[images.positions]
+
+
+def _given(data: Any) -> ImageList:
+    """Images from a list of paths, or in memory."""
+    if isinstance(data, list | tuple) and data and all(isinstance(path, str | os.PathLike) for path in data):
+        return ImageList(Path(), StringArray.of(str(Path(path).expanduser().absolute()) for path in data))
+    store = ImagesInMemory(data)
+    return ImageList.of(store, np.arange(len(store.names)))
 
 
 def _open_store(data: Location, cache: Cache | None) -> Store | None:
@@ -147,8 +163,8 @@ def _open_store(data: Location, cache: Cache | None) -> Store | None:
     return find_shards(data, has_images)
 
 
-def _split_folders(data: Path | str) -> tuple[ImageList, ImageList] | None:
-    data = located(data)
+def _split_folders(data: Data) -> tuple[ImageList, ImageList] | None:
+    data = located(data) if isinstance(data, str | Path) else ""
     if isinstance(data, str):
         return None
     folders = [data / name for name in HELD_OUT_NAMES if (data / name).is_dir()]

@@ -8,12 +8,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mimkit.data.memory import ImagesInMemory
+from mimkit.data.samples import Example, Examples
 from mimkit.data.string_array import StringArray
 from mimkit.files import Location, below
+from mimkit.views import Picture
 
 
 class Store(Protocol):
-    """Encoded images in files that hold many. Pickled to another process, it opens its files again there.
+    """Images that are no files of their own: encoded ones in files that hold many, which are opened again in another
+    process; and those in memory.
 
     Attributes:
         path: the file or folder, or its URL.
@@ -42,8 +46,8 @@ class Store(Protocol):
     @property
     def shards(self) -> np.ndarray | None: ...
 
-    def read(self, position: int) -> bytes:
-        """One image, still encoded.
+    def read(self, position: int) -> bytes | Picture:
+        """One image, still encoded where it comes from a file.
 
         Raises:
             BadImage: it cannot be read, or is damaged.
@@ -58,7 +62,7 @@ class Store(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class ImageList:
+class ImageList(Examples):
     """Images, with their class where they have one. No image is opened to make it.
 
     Args:
@@ -90,11 +94,6 @@ class ImageList:
     def __len__(self) -> int:
         return len(self.paths)
 
-    @property
-    def channels(self) -> int | None:
-        """Of images in memory; None where files are read with as many as a recipe says."""
-        return None
-
     def __reduce__(self) -> tuple[Any, ...]:
         """Of a store only the positions are pickled: the other process opens it again."""
         if self.store is None:
@@ -105,8 +104,16 @@ class ImageList:
         """The image's file, or, in a store, its name below the store's."""
         return below(self.root, self.paths[index])
 
-    def content(self, index: int) -> Path | bytes:
-        """What the image is decoded from: the path of its file, or its bytes in the store.
+    @property
+    def channels(self) -> int | None:
+        """Of arrays in memory; None for files, which are read with as many channels as are asked for."""
+        return self.store.channels if isinstance(self.store, ImagesInMemory) else None
+
+    def example(self, index: int) -> Example:
+        return {"images": self.content(index)}
+
+    def content(self, index: int) -> Path | bytes | Picture:
+        """What the image is decoded from: the path of its file, or its bytes in the store; or the image in memory.
 
         Raises:
             BadImage: the store cannot read it.
@@ -122,7 +129,7 @@ class ImageList:
             return None
         return self.store.shards[self.positions]
 
-    def shards_of(self, indices: np.ndarray | slice) -> np.ndarray | None:
+    def shards_of(self, indices: np.ndarray) -> np.ndarray | None:
         """int64: the shards of some of the images, or None."""
         if self.store is None or self.store.shards is None or self.positions is None:
             return None

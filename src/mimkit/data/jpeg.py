@@ -20,8 +20,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from mimkit.data.decode import identify, orientation, read_image, refuse_bombs
+from mimkit.data.memory import with_channels
 from mimkit.errors import BadImage
-from mimkit.views import Box, Picture, PillowPicture, Size
+from mimkit.views import Box, Picture, PillowPicture, Size, as_picture
 
 Decoder = Literal["auto", "simplejpeg", "pillow"]
 
@@ -55,20 +56,24 @@ def choose_decoder(wanted: Decoder) -> Literal["simplejpeg", "pillow"]:
     return "pillow" if wanted == "pillow" or _simplejpeg() is None else "simplejpeg"
 
 
-def open_image(source: str | Path | bytes, channels: int = 3, *, decode: Decoder = "auto") -> Picture:
+def open_image(
+    source: str | Path | bytes | Picture | Image.Image, channels: int = 3, *, decode: Decoder = "auto"
+) -> Picture:
     """An image that can be cut, upright, in 8 bits: as from `read_image`, up to rounding, but faster.
 
     A JPEG may be decoded only by `cut`, which may then raise `BadImage` too.
 
     Args:
-        source: a file of any format that Pillow reads, whatever its suffix, or its content.
-        channels: 3 for colour, 1 for grey.
+        source: a file of any format that Pillow reads, whatever its suffix, or its content; or an image in memory.
+        channels: 3 for colour, 1 for grey; of an image in memory as many as it has.
         decode: pillow gives exactly Pillow's pixels; for auto and simplejpeg see `choose_decoder`.
 
     Raises:
         BadImage: the file cannot be read as an image.
         ValueError: another number of channels, or a decoder that is not installed.
     """
+    if not isinstance(source, str | Path | bytes):
+        return with_channels(as_picture(source), channels)
     if channels not in (1, 3) or choose_decoder(decode) == "pillow":
         return PillowPicture(read_image(source, channels))
     data = source if isinstance(source, bytes) else _read_jpeg(source)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mimkit.data.images import ImageList
+from mimkit.data.samples import Examples
 from mimkit.randomness import sample_keys, scramble, shuffled
 
 SHARDS_AT_ONCE = 16
@@ -29,12 +29,12 @@ class Order:
     limits: np.ndarray
 
     @classmethod
-    def of(cls, images: ImageList) -> "Order":
-        """The order of a list of images."""
-        shards = images.shards
+    def of(cls, examples: Examples) -> "Order":
+        """The order of some examples."""
+        shards = examples.shards
         if shards is None:
-            return cls(np.array([0, len(images)]))
-        return cls(np.concatenate([[0], np.flatnonzero(np.diff(shards)) + 1, [len(images)]]))
+            return cls(np.array([0, len(examples)]))
+        return cls(np.concatenate([[0], np.flatnonzero(np.diff(shards)) + 1, [len(examples)]]))
 
     def at(self, seed: int, epoch: int, positions: np.ndarray) -> np.ndarray:
         """The images at some positions of an epoch: int64 [B] to int64 [B]."""

@@ -264,6 +264,8 @@ def _shrink_some(
 def _shrink(images: ImageList, index: int, short_side: int, quality: int) -> tuple[bytes, tuple[int, int]] | str:
     try:
         content = images.content(index)
+        if not isinstance(content, Path | bytes):
+            raise ValueError("a pack is made from files, not from images in memory")
         data = content if isinstance(content, bytes) else content.read_bytes()
         image = read_image(data)
     except BadImage as error:

@@ -8,8 +8,9 @@ Shapes: B batch, C image channels, H W pixels, D width.
 import torch
 from torch import Tensor
 
-from mimkit.data import ImageList, load_images
+from mimkit.data import ImageList, Samples, load_in_order
 from mimkit.image_encoder import ImageEncoder
+from mimkit.views import CenterCrop
 
 
 def extract(
@@ -29,9 +30,8 @@ def extract(
     was_training = encoder.training
     encoder.to(device).eval()
     with torch.inference_mode():
-        for batch in load_images(
-            images, encoder.image_size, encoder.encoder.channels, workers=workers, batch_size=batch_size
-        ):
+        samples = Samples(images, view=CenterCrop(), size=encoder.image_size, channels=encoder.encoder.channels)
+        for batch in load_in_order(samples, workers=workers, batch_size=batch_size):
             if len(batch.indices):
                 features.append(encoder(batch.images.to(device)).float().cpu())
                 indices.append(batch.indices)

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from mimkit.data import ImageList, find_all, split
+from mimkit.data import Data, ImageList, find_all, in_words, split
 from mimkit.errors import naming
 from mimkit.evaluation import probes
 from mimkit.evaluation.features import extract
-from mimkit.files import refuse_unwritable, write_bytes
+from mimkit.files import home, refuse_unwritable, write_bytes
 from mimkit.recipes import Recipe
 from mimkit.sources import load_encoder
 from mimkit.training.hardware import choose_device, choose_workers
@@ -23,7 +23,7 @@ from mimkit.training.machine import Machine
 def probe(
     source: str | Path,
     *,
-    data: str | Path,
+    data: Data,
     kind: Literal["all", "knn", "linear"] = "all",
     held_out: float = 0.1,
     image_size: int | Sequence[int] | None = None,
@@ -53,9 +53,9 @@ def probe(
     with naming("--data"):
         train, test = split(data, held_out)
     if train.labels is None or test.labels is None:
-        raise ValueError(f"--data {data} has no class folders: a probe needs labels")
+        raise ValueError(f"--data {in_words(data)} has no class folders: a probe needs labels")
     if not len(test):
-        raise ValueError(f"--held-out {held_out} leaves no image of {data} to score on")
+        raise ValueError(f"--held-out {held_out} leaves no image of {in_words(data)} to score on")
     labelled = []
     skipped = 0
     for images in (train, test):
@@ -73,7 +73,7 @@ def probe(
         "classes": any_score.classes,
         "skipped_images": skipped,
         "source": str(source),
-        "data": str(data),
+        "data": in_words(data),
         "readout": "mean of patch tokens after the final norm, nothing hidden",
     }
 
@@ -100,7 +100,7 @@ class Embedding:
 def embed(
     source: str | Path,
     *,
-    data: str | Path,
+    data: Data,
     out: str | Path | None = None,
     image_size: int | Sequence[int] | None = None,
     device: str = "auto",
@@ -121,7 +121,7 @@ def embed(
     Raises:
         ValueError: no image can be read, or `out` cannot be written.
     """
-    file = None if out is None else Path(out).expanduser()
+    file = None if out is None else home(out)
     if file is not None:
         refuse_unwritable(file)
     torch_device, count = choose_machine(device, workers)
@@ -130,7 +130,7 @@ def embed(
         images = find_all(data)
     features, ids, skipped = extract(encoder, images, device=torch_device, workers=count)
     if not len(features):
-        raise ValueError(f"--data: none of the {len(images)} images in {data} could be read")
+        raise ValueError(f"--data: none of the {len(images)} images in {in_words(data)} could be read")
     kept: ImageList = images.take(ids.numpy())
     classes = None if kept.labels is None or kept.classes is None else np.array(kept.classes)
     labels = None if classes is None else kept.labels

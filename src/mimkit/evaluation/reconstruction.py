@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mimkit.compose import with_fields
 from mimkit.errors import BadImage, naming
-from mimkit.files import refuse_unwritable, write_bytes
+from mimkit.files import home, refuse_unwritable, write_bytes
 from mimkit.image_encoder import ImageEncoder
 from mimkit.method import Method
 from mimkit.randomness import sample_keys
@@ -97,10 +97,10 @@ def reconstruct(
     Raises:
         ValueError: no images, one that cannot be read, or a target that has no picture; or `out` cannot be written.
     """
-    paths = [Path(image).expanduser() for image in ([images] if isinstance(images, str | Path) else images)]
+    paths = [home(image) for image in ([images] if isinstance(images, str | Path) else images)]
     if not paths:
         raise ValueError("IMAGES: name at least one image file")
-    out = Path(out).expanduser()
+    out = home(out)
     refuse_unwritable(out / "0000.png")
     torch_device = choose_device(device)
     method = load_method(source, recipe=recipe).to(torch_device)

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from mimkit.files import write_bytes
+from mimkit.files import home, write_bytes
 from mimkit.report import charts, figures, kinds
 from mimkit.report.compare import Table, differences, median_speed, results, same_loss, unique_names
 from mimkit.report.formatting import count, percent, short, show
@@ -92,10 +92,10 @@ def write_report(runs: str | Path | Sequence[str | Path], out: str | Path) -> Pa
     Raises:
         ValueError: no folder is given, one is no run folder, or `out` is a folder.
     """
-    folders = [Path(run).expanduser() for run in ([runs] if isinstance(runs, str | Path) else runs)]
+    folders = [home(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     if not folders:
         raise ValueError("a report needs at least one run folder, got none")
-    out = Path(out).expanduser()
+    out = home(out)
     if out.is_dir():
         raise ValueError(f"the report is one file, but {out} is a folder")
     out.parent.mkdir(parents=True, exist_ok=True)

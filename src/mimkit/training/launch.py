@@ -1,6 +1,7 @@
 """Jobs started in a new run folder, or continued from one: tuned, described, locked, trained, reported."""
 
 import contextlib
+import multiprocessing
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -33,8 +34,11 @@ def on_machine(machine: Machine) -> Iterator[tuple[torch.device, World]]:
     """Inside, the device of this process, and the processes that torchrun started, or this one alone.
 
     Raises:
-        ValueError: there is no such device, or a package that an option needs is missing.
+        ValueError: there is no such device, or a package that an option needs is missing; or this is a data worker that
+            runs the program which started it once more.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ValueError('data workers import this program: put what it does below `if __name__ == "__main__":`')
     device = choose_device(machine.device)
     require_loggers(machine)
     with process_group(device, machine.parallel) as world:

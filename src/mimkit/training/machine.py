@@ -5,11 +5,20 @@ from pathlib import Path
 from typing import Literal
 
 from mimkit.errors import flag
+from mimkit.files import home
+from mimkit.typed import check_types
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Options that may differ from machine to machine without changing results."""
+    """Options that may differ from machine to machine without changing results.
+
+    In Python, a whole float is taken for an int and an int for a float, NumPy's numbers for Python's, and a string for
+    a path; bools, strings, NaN and infinities are no numbers, and None only is what the defaults say.
+
+    Raises:
+        ValueError: a value of another type, or out of bounds; the message names its flag.
+    """
 
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
@@ -32,9 +41,12 @@ class Machine:
     """Also write TensorBoard events (pip install mimkit[tensorboard])."""
 
     def __post_init__(self) -> None:
+        check_types(self)
+        if self.cache is not None:
+            object.__setattr__(self, "cache", home(self.cache))
         for name in ("workers", "checkpoint_minutes"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
+            if value is not None and value < 0:
                 raise ValueError(f"{flag(name)} must be at least 0, got {value}")
-        if self.cache_gb is not None and not self.cache_gb > 0:
+        if self.cache_gb is not None and self.cache_gb <= 0:
             raise ValueError(f"--cache-gb must be above 0, got {self.cache_gb}")

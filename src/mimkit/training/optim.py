@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mimkit.errors import flag
 from mimkit.training.adamw_bf16 import AdamWBF16
+from mimkit.typed import check_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,9 @@ class Train:
             activations in bfloat16, 10 bytes a weight, its remainder included, instead of 16; "fp32" throughout.
         ema_decay: decay per step of an exponential moving average of the weights, which is then what is evaluated and
             exported; None keeps none.
+
+    Raises:
+        ValueError: a value of another type, such as epochs that are no whole number, or out of bounds.
     """
 
     epochs: int
@@ -52,13 +56,14 @@ class Train:
     ema_decay: float | None = None
 
     def __post_init__(self) -> None:
+        check_types(self, ema_decay="ema")
         for name in ("epochs", "batch_size", "base_lr", "lr_batch", "clip_grad"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
+            if value is not None and value <= 0:
                 raise ValueError(f"{flag(name)} must be above 0, got {value}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"--ema must lie between 0 and 1, got {self.ema_decay}")
-        if not 0 <= self.weight_decay < math.inf:
+        if self.weight_decay < 0:
             raise ValueError(f"--weight-decay must be at least 0, got {self.weight_decay}")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mimkit.errors import refusing_damage
-from mimkit.files import flush, process_lock, refuse_unwritable, write_text
+from mimkit.files import flush, home, process_lock, refuse_unwritable, write_text
 from mimkit.records import make, parse_text
 from mimkit.training.checkpoint import Checkpoint, load, recover, save
 from mimkit.training.distributed import SINGLE, World
@@ -39,7 +39,7 @@ class Run:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        folder = Path(folder).expanduser()
+        folder = home(folder)
         if not (folder / "run.json").is_file():
             raise FileNotFoundError(f"{folder} holds no run (no run.json)")
         self.folder = folder

@@ -98,6 +98,15 @@ def test_wrong_values_are_refused_by_flag(wrong):
         replace(VALUES, **wrong)
 
 
+def test_training_values_have_their_types():
+    """A loop counts steps up to whole epochs; records of a run folder are held against the types too."""
+    with pytest.raises(ValueError, match=r"^--epochs takes a whole number, got 2\.5$"):
+        replace(VALUES, epochs=2.5)
+    with pytest.raises(ValueError, match=r"^--ema takes a number, got '0\.9' \(a str\)$"):
+        replace(VALUES, ema_decay="0.9")
+    assert type(replace(VALUES, epochs=3.0).epochs) is int
+
+
 def decayed_by_mae(name: str, parameter: nn.Parameter) -> bool:
     """The published rule: neither one-dimensional parameters nor biases are decayed, everything else is."""
     return parameter.ndim > 1 and not name.endswith(".bias")

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from mimkit.convert.exporting.huggingface import export_huggingface
 from mimkit.convert.exporting.onnx import export_onnx
 from mimkit.convert.exporting.safetensors import as_call_arguments, export_safetensors, export_timm
-from mimkit.files import refuse_unwritable
+from mimkit.files import home, refuse_unwritable
 from mimkit.recipes import Recipe
 from mimkit.settings import as_size
 
@@ -63,7 +63,7 @@ def export(
         raise ValueError(f"--format {format!r} is unknown; choose from {', '.join(get_args(ExportFormat))}")
     if encoder_only and format != "hf":
         raise ValueError(f"--encoder-only is for --format hf, not {format}")
-    size, out = as_size(image_size), Path(out).expanduser()
+    size, out = as_size(image_size), home(out)
     if size is not None and format == "safetensors":
         raise ValueError(f"--image-size {size[0]} is for encoders; --format safetensors keeps the method as it is")
     refuse_unwritable(out / "config.json" if format == "hf" else out)

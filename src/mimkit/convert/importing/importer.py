@@ -21,7 +21,7 @@ from mimkit.convert.importing.read_file import read_checkpoint
 from mimkit.convert.importing.recognize import LICENCES, Format, first_names, recognize
 from mimkit.convert.rename import UNUSED, Translation, Weights, drop
 from mimkit.errors import naming, refuse_unknown
-from mimkit.files import refuse_unwritable
+from mimkit.files import home, refuse_unwritable
 from mimkit.grids import Grid, grid_for
 from mimkit.recipes import Recipe, build
 from mimkit.settings import ImportOptions, Settings
@@ -118,7 +118,7 @@ def import_checkpoint(
     """
     refuse_unknown("import_checkpoint", values, [*ImportOptions.__dataclass_fields__])
     options = replace(options or ImportOptions(), **values)
-    file, out = Path(file).expanduser(), Path(out).expanduser()
+    file, out = home(file), home(out)
     if file.is_file() and not file.stat().st_size:
         raise ValueError(f"FILE {file} is empty")
     refuse_unwritable(out)
@@ -177,7 +177,6 @@ def import_checkpoint(
 def settings_of(translation: Translation, hints: Hints, options: ImportOptions) -> Settings:
     """The settings with which the recipe has the checkpoint's encoder, decoder, target and normalisation."""
     return Settings(
-        data=Path(),
         backbone=translation.backbone,
         image_size=options.image_size or translation.image_size,
         norm_eps=hints.norm_eps,

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers.samples import centred
 from helpers.servers import ShardServer, serving
 from helpers.shards import batches, same, shards, tars
 from mimkit.data import Cache, TrainBatches, find_images, loader, read_image, split
@@ -159,6 +160,6 @@ def test_a_broken_image_in_a_good_shard_is_a_bad_image(tmp_path: Path, cache: Ca
         archive.addfile(member, io.BytesIO(b"abc" * 10))
     with serving(root) as server:
         images = find_images(f"{server.url}/train-000.tar", cache)
-        batch = next(iter(loader.load_images(images, (8, 8))))
+        batch = next(iter(loader.load_in_order(centred(images, (8, 8)))))
         assert batch.skipped == [(f"{server.url}/train-000.tar/broken.png", "not an image, or broken at its start")]
         assert read_image(images.content(0)).size == (30, 20)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from helpers.hub import dataset, png
+from helpers.samples import centred
 from helpers.servers import ShardServer
 from mimkit.data import Cache, TrainBatches, find_images, read_image, split
 from mimkit.errors import BadImage
-from mimkit.views import CenterCrop
 
 datasets = pytest.importorskip("datasets")
 pa = pytest.importorskip("pyarrow")
@@ -87,7 +87,7 @@ def test_batches_from_a_server_are_those_of_files_here(
 
     def batches(data: Any, cache: Cache, workers: int = 0) -> TrainBatches:
         images = find_images(data, cache)
-        return TrainBatches(images, view=CenterCrop(), size=(8, 8), batch_size=3, workers=workers)
+        return TrainBatches(centred(images, (8, 8)), batch_size=3, workers=workers)
 
     name = "data/train-{00000..00001}-of-00002.parquet"
     reference = batches(folder / name, Cache(tmp_path / "a", 10**8))

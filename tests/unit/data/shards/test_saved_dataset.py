@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from helpers.hub import dataset, png
+from helpers.samples import centred
 from mimkit.data import TrainBatches, find_all, find_images, split, write_pack
 from mimkit.errors import BadImage
-from mimkit.views import CenterCrop
 
 datasets = pytest.importorskip("datasets")
 pa = pytest.importorskip("pyarrow")
@@ -45,8 +45,8 @@ def test_saved_splits_and_their_batches(tmp_path: Path, workers: int) -> None:
     assert [held_out.content(i) for i in range(2)] == [png(8), png(9)]
     assert held_out.paths == ["test/000000", "test/000001"]
     assert train.labels is None
-    running = TrainBatches(train, view=CenterCrop(), size=(8, 8), batch_size=4, workers=workers).from_step(1)
-    reference = TrainBatches(train, view=CenterCrop(), size=(8, 8), batch_size=4)
+    running = TrainBatches(centred(train, (8, 8)), batch_size=4, workers=workers).from_step(1)
+    reference = TrainBatches(centred(train, (8, 8)), batch_size=4)
     for number in (1, 2, 3):
         assert torch.equal(next(running).images, reference.micro_batch_at(number).images)
     running.close()

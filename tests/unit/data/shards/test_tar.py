@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.samples import centred
 from mimkit.data import ImageList, TrainBatches, find_all, find_images, read_image, split
 from mimkit.data.order import SHARDS_AT_ONCE
 from mimkit.errors import BadImage
 from mimkit.evaluation.online import subset
-from mimkit.views import CenterCrop
 
 Member = tuple[str, bytes]
 
@@ -198,7 +198,7 @@ def test_shards_that_vanish_are_bad_images(tmp_path: Path) -> None:
 
 
 def batches(images: ImageList, **options) -> TrainBatches:
-    return TrainBatches(images, view=CenterCrop(), size=(4, 4), **({"batch_size": 4} | options))
+    return TrainBatches(centred(images, (4, 4)), **({"batch_size": 4} | options))
 
 
 def test_a_pass_reads_a_few_shards_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

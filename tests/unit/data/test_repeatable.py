@@ -1,0 +1,81 @@
+"""Views and data that draw from elsewhere than their key are noticed."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mimkit.data import Annotated, Boxes, Examples, Samples, find_images
+from mimkit.data.repeatable import require_repeatable
+from mimkit.views import CenterCrop, Picture, RandomResizedCrop, Size
+
+PHOTOS = {"count": 4, "size": 40}
+
+
+def torchs(image: Picture, size: Size, rng: np.random.Generator) -> np.ndarray:
+    torch.rand(1)
+    return CenterCrop()(image, size)
+
+
+def numpys(image: Picture, size: Size, rng: np.random.Generator) -> np.ndarray:
+    np.random.rand()
+    return CenterCrop()(image, size)
+
+
+def pythons(image: Picture, size: Size, rng: np.random.Generator) -> np.ndarray:
+    random.random()
+    return CenterCrop()(image, size)
+
+
+class Keeping:
+    """A generator of its own."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+
+    def __call__(self, image: Picture, size: Size, rng: np.random.Generator) -> np.ndarray:
+        return RandomResizedCrop()(image, size, self.rng)
+
+
+@pytest.mark.parametrize(("view", "whose"), [(torchs, "torch"), (numpys, "NumPy"), (pythons, "Python")])
+def test_global_generators_are_noticed(photos: Path, view, whose: str) -> None:
+    samples = Samples(find_images(photos), view=view, size=(8, 8))
+    expected = f"{view.__name__}.* draws from the global generator of {whose}"
+    with torch.random.fork_rng(devices=[]), pytest.raises(ValueError, match=expected):
+        require_repeatable(samples)
+
+
+def test_generators_that_a_view_keeps_are_noticed(photos: Path) -> None:
+    with pytest.raises(ValueError, match=r"Keeping.* makes something else of .* with the same key"):
+        require_repeatable(Samples(find_images(photos), view=Keeping(), size=(8, 8)))
+
+
+def test_views_that_draw_from_their_key_pass(photos: Path) -> None:
+    (photos / "0.png").write_bytes(b"unreadable")
+    require_repeatable(Samples(find_images(photos), view=RandomResizedCrop(), size=(8, 8)))
+    boxes = Annotated(find_images(photos), boxes=[Boxes(np.ones((3, 4)))] * 5)
+    require_repeatable(Samples(boxes, view=RandomResizedCrop(), size=(8, 8)))
+
+
+class Drawing(Examples):
+    """Examples whose labels are drawn anew."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def path(self, index: int) -> str:
+        return f"drawn {index}"
+
+    def example(self, index: int) -> dict:
+        return {"images": Image.new("RGB", (9, 9)), "labels": DRAWN.integers(2**60)}
+
+
+DRAWN = np.random.default_rng(0)
+
+
+def test_annotations_that_differ_are_noticed() -> None:
+    with pytest.raises(ValueError, match="makes something else of drawn 0"):
+        require_repeatable(Samples(Drawing(), view=CenterCrop(), size=(8, 8)))
