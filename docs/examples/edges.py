@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from mimkit.masks import BlockMask
-from mimkit.recipes.mae import mae
-from mimkit.recipes.recipe import Recipe
+from mimkit.recipes import Recipe, mae
 from mimkit.targets import Hog
 
 

@@ -1,7 +1,6 @@
 """Names of recipes and parts, one dict literal for each kind; and recipes restored from the facts of a file."""
 
 import inspect
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -17,8 +16,8 @@ from mimkit.files import made_in_python
 from mimkit.losses import Distance, absolute, squared
 from mimkit.masks import BlockMask, ComplementaryMasks, MaskSampler, RandomMask, UniformMask
 from mimkit.readouts import Fused, FusedHierarchical, Last, Levels, Readout
-from mimkit.recipes import PARTS, DecoderMaker, Recipe, parts_in_words, record_of_parts
-from mimkit.records import as_text, is_record, make, parse_text, record_of, same, up_to_date
+from mimkit.recipes import PARTS, DecoderMaker, Recipe, record_of_parts
+from mimkit.records import as_text, is_record, make, parse_text, record_of, unknown_parts, up_to_date
 from mimkit.settings import Settings
 from mimkit.targets import Features, Hog, LowFreqPixels, Pixels, Target
 from mimkit.training.optim import Train
@@ -118,15 +117,27 @@ TRAIN_SETTINGS |= {"ema_decay": "ema"}
 """Which setting gives a value of `Train`."""
 
 
-def compose(recipe: str, settings: Settings) -> Recipe:
-    """The named recipe with the parts and values that the settings replace.
+PYTHON = "python"
+"""What files call a recipe that was handed over as an object."""
+
+
+def list_recipes() -> list[str]:
+    """The names of all recipes, as `pretrain` takes them."""
+    return list(RECIPES)
+
+
+def compose(recipe: str | Recipe, settings: Settings) -> Recipe:
+    """The recipe, named or as an object, with the parts and values that the settings replace.
 
     Raises:
         ValueError: an unknown name, or a value that does not fit; the message names the flag.
     """
-    base = find_recipe(recipe)
+    if not isinstance(recipe, str | Recipe):
+        hint = f": call it, as in {recipe.__name__}()" if inspect.isfunction(recipe) else ""
+        raise ValueError(f"a recipe is a name, FILE.py:NAME or a mimkit.Recipe, got {recipe!r}{hint}")
+    base = find_recipe(recipe) if isinstance(recipe, str) else recipe
     channels = settings.channels or base.channels
-    statistics = given_statistics(settings, channels) or base.statistics
+    statistics = given_statistics(settings, channels) or (base.statistics if channels == base.channels else None)
     if (settings.target == "features") != (settings.teacher is not None):
         raise ValueError("--target features and --teacher NAME go together")
     parts: dict[str, Any] = {"statistics": statistics, "channels": channels}
@@ -209,13 +220,20 @@ def with_train_values(base: Train, settings: Settings) -> Train:
 
 def description_of(name: str, recipe: Recipe, settings: Settings) -> dict[str, Any]:
     """The facts of a recipe that run.json and exported files keep, for `restore_recipe`."""
+    own = own_parts(recipe) if name == PYTHON else {}
     return {
         "format": FORMAT,
         "recipe": name,
         "settings": settings.to_json(),
         "parts": record_of_parts(recipe),
         "training": record_of(recipe.train),
-    }
+    } | ({"own_parts": own} if own else {})
+
+
+def own_parts(recipe: Recipe) -> dict[str, list[str]]:
+    """What of a recipe is not mimkit's, so that no record brings it back: names, for each part that has some."""
+    found = {name: unknown_parts(getattr(recipe, name), KNOWN) for name in (*PARTS, "statistics", "train")}
+    return {name: names for name, names in found.items() if names}
 
 
 def restore_recipe(facts: dict[str, Any], *, encoder_only: bool = False) -> Recipe:
@@ -256,27 +274,6 @@ def restore_recipe(facts: dict[str, Any], *, encoder_only: bool = False) -> Reci
     return Recipe(**made, **values, train=train)
 
 
-def require_same_parts(facts: dict[str, Any], recipe: Recipe, source: object) -> None:
-    """Refuse weights of a recipe from a user's file that has other parts now than when they were trained.
-
-    Of a file that holds an encoder only, no other part matters.
-
-    Raises:
-        ValueError: a part has changed; the message shows both its forms.
-    """
-    texts, first_format = parts_in_words(recipe), facts.get("format", 1) == 1
-    for name, now in json.loads(json.dumps(record_of_parts(recipe))).items():
-        then = facts["parts"].get(name, now)
-        if first_format and name in PARTS:
-            if then == texts[name]:
-                continue
-            then = parse_text(then)
-        if not same(then, now, KNOWN) and (name == "encoder" or not facts.get("encoder_only")):
-            raise ValueError(
-                f"{source} was trained with {name} {as_text(then)}, but recipe {facts['recipe']} now has {as_text(now)}"
-            )
-
-
 def find_recipe(name: str) -> Recipe:
     """A recipe by its name, or by FILE.py:NAME from a file of the user's own, which is run.
 
@@ -299,7 +296,7 @@ def with_fields(part: Any, values: dict[str, Any]) -> Any:
     Raises:
         ValueError: it has no such field, or refuses a value.
     """
-    unknown = values.keys() - {f.name for f in fields(part)}
+    unknown = values.keys() - {f.name for f in fields(part)} if values else ()
     if unknown:
         raise ValueError(f"{type(part).__name__} has no {', '.join(sorted(unknown))}")
     return replace(part, **values) if values else part

@@ -1,6 +1,7 @@
 """Every exception that a user meets, and the flags that a message names."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +24,15 @@ def refusing_damage(source: object) -> Iterator[None]:
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         said = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise ValueError(f"{source} is damaged, or of another version of mimkit: {said}") from error
+
+
+def refuse_unknown(function: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise TypeError for a keyword argument that a function does not know, with the one that it may be meant for."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f": did you mean {near[0]}?" if near else ""
+            raise TypeError(f"{function}() takes no argument {name!r}{hint}")
 
 
 def flag(name: str) -> str:

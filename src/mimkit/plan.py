@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mimkit.backbones import DenseEncoder, count_parameters
-from mimkit.compose import TRAIN_SETTINGS, description_of
-from mimkit.data import Cache, ImageList, Samples, TrainBatches, choose_decoder, split
+from mimkit.compose import PYTHON, TRAIN_SETTINGS, description_of, given_statistics, own_parts
+from mimkit.data import Cache, Data, ImageList, Samples, TrainBatches, choose_decoder, in_words, split
 from mimkit.efficiency import tune
 from mimkit.errors import naming, refusing_damage
 from mimkit.evaluation.online import OnlineProbe, OnlineReconstructions, subset
@@ -35,9 +35,10 @@ class Pretraining(Job):
     """A request to pre-train, resolved and built; further attributes are those of every `Job`.
 
     Args:
-        name: of the recipe: a name, or FILE.py:NAME.
+        name: of the recipe: a name, FILE.py:NAME, or `compose.PYTHON`.
         recipe: as it is trained.
         settings: the request, every value resolved.
+        where: the data in words: their path or URL, or what they are in memory.
         train_images, held_out: the data.
         notes: choices made for the user, a line each.
     """
@@ -47,6 +48,7 @@ class Pretraining(Job):
     name: str
     recipe: Recipe
     settings: Settings
+    where: str
     model: Method
     train: Train
     train_images: ImageList
@@ -119,14 +121,15 @@ class Pretraining(Job):
         ]
 
     def facts(self) -> dict[str, Any]:
-        method, described = self.model, self.request()
+        method, described = self.model, self.description()
         downstream = "the encoder with its final norm; readout and decoder serve pre-training only"
         return {
             "recipe": self.name,
             "settings": described["settings"],
             "parts": described["parts"] | {"downstream": downstream},
+            **{name: described[name] for name in ("own_parts",) if name in described},
             "data": {
-                "path": str(self.settings.data),
+                "path": self.where,
                 "train_images": len(self.train_images),
                 "held_out_images": len(self.held_out),
                 "classes": self.train_images.classes,
@@ -144,7 +147,12 @@ class Pretraining(Job):
         with refusing_damage(run.folder):
             fingerprint = run.facts["data"]["fingerprint"]
         if fingerprint != self.fingerprint:
-            raise ValueError(f"the images in {self.settings.data} are no longer those that {run.folder} began with")
+            raise ValueError(f"the images in {self.where} are no longer those that {run.folder} began with")
+
+    @property
+    def needs(self) -> list[str]:
+        in_python = {"data": self.settings.data is None, "recipe": self.name == PYTHON and own_parts(self.recipe)}
+        return [name for name, needed in in_python.items() if needed]
 
     @property
     def fingerprint(self) -> str:
@@ -161,6 +169,10 @@ class Pretraining(Job):
         return random_images(self.recipe, samples)
 
     def request(self) -> dict[str, Any]:
+        return {} if "recipe" in self.needs else self.description()
+
+    def description(self) -> dict[str, Any]:
+        """What restores the recipe, see `description_of`."""
         return description_of(self.name, self.recipe, self.settings)
 
     def reading(self, world: World) -> Reading | None:
@@ -176,6 +188,7 @@ def plan_pretraining(
     settings: Settings,
     *,
     device: torch.device,
+    data: Data | None = None,
     world: World = SINGLE,
     cache: Cache | None = None,
 ) -> Pretraining:
@@ -186,6 +199,7 @@ def plan_pretraining(
         recipe: composed with the settings.
         settings: the request.
         device: where to train.
+        data: what `mimkit.data.split` takes; None takes the settings'.
         world: the ranks.
         cache: of remote shards.
 
@@ -194,18 +208,18 @@ def plan_pretraining(
         FileNotFoundError: no such data.
         DataUnreachable: remote data cannot be fetched.
     """
-    if settings.data is None:
-        raise ValueError("--data is missing: it says where the images are")
-    if recipe.channels not in (1, 3):
-        raise ValueError(f"--channels {recipe.channels} is for data in memory: image files are read with 1 or 3")
     if settings.compile:
         require_compiler(device)
+    data = settings.data if data is None else data
+    if data is None:
+        raise ValueError("--data is missing: it says where the images are")
     with naming("--data"):
-        train_images, held_out = split(settings.data, settings.held_out, cache)
-    notes = []
+        train_images, held_out = split(data, settings.held_out, cache)
+    where = in_words(data) if settings.data is None else str(absolute(settings.data))
+    recipe, notes = with_channels_of(train_images, recipe, settings)
     batch_size, repeats, count = recipe.train.batch_size, settings.repeats, len(train_images)
     if batch_size > count * repeats:
-        given = f"{count} training images in {settings.data}" + f" give with --repeats {repeats}" * (repeats > 1)
+        given = f"{count} training images in {where}" + f" give with --repeats {repeats}" * (repeats > 1)
         if settings.batch_size is not None:
             raise ValueError(f"--batch-size {batch_size} is more than the {given}")
         batch_size = repeats << (count.bit_length() - 1)
@@ -223,7 +237,7 @@ def plan_pretraining(
         settings,
         **values,
         channels=recipe.channels,
-        data=absolute(settings.data),
+        data=None if settings.data is None else absolute(settings.data),
         decode=choose_decoder(settings.decode),
         image_size=recipe.image_size,
         micro_batch=micro_batch,
@@ -238,6 +252,7 @@ def plan_pretraining(
         name=name,
         recipe=recipe,
         settings=settings,
+        where=where,
         model=method,
         train=recipe.train,
         train_images=train_images,
@@ -249,6 +264,23 @@ def plan_pretraining(
         compile=settings.compile,
         notes=notes,
     )
+
+
+def with_channels_of(images: ImageList, recipe: Recipe, settings: Settings) -> tuple[Recipe, list[str]]:
+    """The recipe for as many channels as images in memory have, and notes on that; files are read as the recipe says.
+
+    Raises:
+        ValueError: the settings give another number of channels, or one that files are not read with.
+    """
+    channels = images.channels
+    if channels is None and recipe.channels not in (1, 3):
+        raise ValueError(f"--channels {recipe.channels} is for data in memory: image files are read with 1 or 3")
+    if channels in (None, recipe.channels):
+        return recipe, []
+    if settings.channels is not None:
+        raise ValueError(f"--channels {settings.channels}: the images have {channels}")
+    changed = replace(recipe, channels=channels, statistics=given_statistics(settings, channels))
+    return changed, [f"{channels} channels, as the data have"]
 
 
 def random_images(recipe: Recipe, count: int) -> dict[str, Tensor]:

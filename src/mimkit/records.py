@@ -30,7 +30,8 @@ def record_of(part: Any) -> Any:
 
     Args:
         part: a dataclass, an enumeration's member, a class or function, or a `partial` of one, whose keyword arguments
-            and keyword defaults are kept. Of what JSON cannot hold Python's text is kept, to compare by.
+            and keyword defaults are kept. Of any other object the name of its class is kept, and of other values that
+            JSON cannot hold Python's text, to compare by.
     """
     if isinstance(part, list | tuple):
         return [record_of(one) for one in part]
@@ -42,10 +43,37 @@ def record_of(part: Any) -> Any:
     if callable(part):
         made, bound = (part.func, part.keywords) if isinstance(part, partial) else (part, {})
         values = {name: bound.get(name, default) for name, default in defaults_of(made).items()} | bound
-        return {"name": made.__name__, "values": {name: record_of(value) for name, value in values.items()}}
+        return {"name": name_of(made), "values": {name: record_of(value) for name, value in values.items()}}
     if isinstance(part, dict):
         return {str(key): record_of(value) for key, value in part.items()}
     return part if part is None or isinstance(part, bool | int | float | str) else repr(part)
+
+
+def name_of(made: Callable[..., Any]) -> str:
+    """The name of a class or function, or that of an object's class."""
+    return str(getattr(made, "__name__", type(made).__name__))
+
+
+def unknown_parts(part: Any, known: Mapping[str, Any]) -> list[str]:
+    """What `make` would not make again from a part's record: classes, functions and members that are not the known
+    ones, by their names, and values that JSON cannot hold, as Python's text."""
+    if part is None or isinstance(part, bool | int | float | str):
+        return []
+    if isinstance(part, list | tuple):
+        return [name for one in part for name in unknown_parts(one, known)]
+    if isinstance(part, Enum):
+        return [] if known.get(part.name) is part else [part.name]
+    values: dict[str, Any] = {}
+    if isinstance(part, partial):
+        if part.args:
+            return [f"{name_of(part.func)} with arguments that have no name"]
+        part, values = part.func, part.keywords
+    elif is_dataclass(part) and not isinstance(part, type):
+        part, values = type(part), {field.name: getattr(part, field.name) for field in fields(part) if field.init}
+    elif not callable(part):
+        return [repr(part)]
+    own = [] if known.get(name_of(part)) is part else [name_of(part)]
+    return own + [name for value in values.values() for name in unknown_parts(value, known)]
 
 
 def defaults_of(make: Callable[..., Any]) -> dict[str, Any]:

@@ -219,14 +219,15 @@ def require_at_least_one(values: Settings | ImportOptions, *names: str) -> None:
             raise ValueError(f"{flag(name)} must be at least 1, got {value}")
 
 
-def as_size(sides: Sequence[int] | None) -> tuple[int, int] | None:
-    """(side,) or (height, width) as (height, width).
+def as_size(sides: int | Sequence[int] | None) -> tuple[int, int] | None:
+    """side, (side,) or (height, width) as (height, width).
 
     Raises:
         ValueError: neither one nor two numbers, or one below 1.
     """
     if sides is None:
         return None
+    sides = (sides,) if isinstance(sides, int) else sides
     if len(sides) not in (1, 2) or min(sides) < 1:
         raise ValueError(f"--image-size takes one side or a height and a width, all above 0, got {list(sides)}")
     return sides[0], sides[-1]

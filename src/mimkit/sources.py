@@ -8,6 +8,7 @@ random:vit_base_patch16_224     untrained, as a run would start
 
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,21 @@ from torch import Tensor, nn
 from mimkit.backbones import create_encoder
 from mimkit.backbones.load import parse_name
 from mimkit.backbones.resize import resize_tables
-from mimkit.compose import compose, require_same_parts, restore_recipe
+from mimkit.compose import KNOWN, PYTHON, compose, restore_recipe
 from mimkit.errors import naming, refusing_damage
+from mimkit.files import home
 from mimkit.image_encoder import ImageEncoder
 from mimkit.method import Method
-from mimkit.recipes import Recipe, build
-from mimkit.settings import Settings
+from mimkit.recipes import PARTS, Recipe, build, parts_in_words, record_of_parts
+from mimkit.records import as_text, parse_text, same
+from mimkit.settings import Settings, as_size
 from mimkit.training.checkpoint import load_newest
 from mimkit.training.run_folder import Run, refuse_unknown_format
 from mimkit.views import Normalization
 
 
 def load_encoder(
-    source: str | Path, *, image_size: int | tuple[int, int] | None = None, recipe: str | None = None
+    source: str | Path, *, image_size: int | Sequence[int] | None = None, recipe: str | Recipe | None = None
 ) -> ImageEncoder:
     """The encoder of a source, ready for images.
 
@@ -40,25 +43,25 @@ def load_encoder(
         source: see the module's first lines.
         image_size: (H, W), or the side of a square; None takes the source's own. For another, tables of positions are
             resized, and a line on stderr says so.
-        recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
+        recipe: FILE.py:NAME or the recipe itself, for sources made with a recipe of your own.
 
     Raises:
         ValueError: the source is of no known kind, holds nothing to load, or its backbone cannot take that size.
     """
-    image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    wanted = as_size(image_size)
     kind, _, name = str(source).partition(":")
     if kind in ("timm", "random") and name:
         config = pretrained_config(name)
-        size = image_size or (tuple(config.input_size[1:]) if config else (224, 224))
+        size = wanted or (tuple(config.input_size[1:]) if config else (224, 224))
         encoder = create_encoder(name, image_size=size, pretrained=kind == "timm").requires_grad_(False)
         if config is None or kind == "random":
             return ImageEncoder(encoder, Normalization.for_channels(encoder.channels)).eval()
         return ImageEncoder(encoder, Normalization(tuple(config.mean), tuple(config.std))).eval()
     facts, weights = read_source(Path(source))
     made_with = recipe_of(facts, source, recipe, encoder_only=True)
-    size = image_size or made_with.image_size
+    size = wanted or made_with.image_size
     own = {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
-    with torch.random.fork_rng(devices=[]), naming("--image-size") if image_size else nullcontext():
+    with torch.random.fork_rng(devices=[]), naming("--image-size") if wanted else nullcontext():
         encoder = made_with.encoder(image_size=size, channels=made_with.channels)
         if size != made_with.image_size:
             built = made_with.encoder(image_size=made_with.image_size, channels=made_with.channels)
@@ -87,14 +90,14 @@ def pretrained_config(name: str) -> Any:
         raise ValueError(f"timm has no weights {name!r}: {error}") from error
 
 
-def load_method(source: str | Path, *, recipe: str | None = None) -> Method:
+def load_method(source: str | Path, *, recipe: str | Recipe | None = None) -> Method:
     """The whole method of a run folder or an exported file, decoder included, in evaluation mode.
 
     `method(images, mask=Mask(hidden))` gives `.loss`, `.per_level`, `.predictions`, `.mask`.
 
     Args:
         source: see the module's first lines.
-        recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
+        recipe: FILE.py:NAME or the recipe itself, for sources made with a recipe of your own.
 
     Raises:
         ValueError: the source is neither, or holds no weights or those of an encoder only.
@@ -121,24 +124,34 @@ def fill(module: nn.Module, weights: dict[str, Tensor], source: str | Path) -> N
 
 
 def recipe_of(
-    facts: dict[str, Any], source: object, recipe: str | None = None, *, encoder_only: bool = False
+    facts: dict[str, Any], source: object, recipe: str | Recipe | None = None, *, encoder_only: bool = False
 ) -> Recipe:
     """The recipe that a source was made with, from its parts. A user's file is run only if the caller names it.
 
     Args:
         facts: what run.json or an exported file says.
         source: for messages.
-        recipe: FILE.py:NAME.
-        encoder_only: see `restore_recipe`.
+        recipe: FILE.py:NAME, or the recipe itself.
+        encoder_only: see `restore_recipe`; parts of one's own but the encoder's do not matter then.
 
     Raises:
-        ValueError: it is from a file that was not named, or has other parts now, or this version lacks a part.
+        ValueError: it has parts of the user's own and was not given, or has other parts now, or this version lacks one.
     """
     with refusing_damage(source):
         made_with, parts = str(facts["recipe"]), dict(facts["parts"])
+        own = {name: ", ".join(names) for name, names in facts.get("own_parts", {}).items()}
     if ":" in made_with and recipe is None:
         raise ValueError(f"{source} was made with a recipe from a file: name it with --recipe {made_with}")
-    if recipe is not None and recipe.rpartition(":")[2] != made_with.rpartition(":")[2]:
+    if encoder_only:
+        own = {name: names for name, names in own.items() if name in ("encoder", "statistics")}
+    if own and recipe is None:
+        what = "; ".join(f"{name}: {names}" for name, names in own.items())
+        raise ValueError(
+            f"{source} was made in Python with parts of its own ({what}): give recipe=, the same Recipe again, or "
+            "--recipe FILE.py:NAME"
+        )
+    named = recipe.rpartition(":")[2] if isinstance(recipe, str) and made_with != PYTHON else None
+    if named not in (None, made_with.rpartition(":")[2]):
         raise ValueError(f"{source} was made with recipe {made_with}, not with --recipe {recipe}")
     if recipe is not None:
         composed = compose(recipe, Settings.from_json(facts["settings"]))
@@ -148,12 +161,34 @@ def recipe_of(
         return restore_recipe(facts | {"parts": parts}, encoder_only=encoder_only)
 
 
+def require_same_parts(facts: dict[str, Any], recipe: Recipe, source: object) -> None:
+    """Refuse weights of a recipe of the user's own that has other parts now than when they were trained.
+
+    Of a file that holds an encoder only, no other part matters.
+
+    Raises:
+        ValueError: a part has changed; the message shows both its forms.
+    """
+    texts, first_format = parts_in_words(recipe), facts.get("format", 1) == 1
+    for name, now in json.loads(json.dumps(record_of_parts(recipe))).items():
+        then = facts["parts"].get(name, now)
+        if first_format and name in PARTS:
+            if then == texts[name]:
+                continue
+            then = parse_text(then)
+        if not same(then, now, KNOWN) and (name == "encoder" or not facts.get("encoder_only")):
+            raise ValueError(
+                f"{source} was trained with {name} {as_text(then)}, but recipe {facts['recipe']} now has {as_text(now)}"
+            )
+
+
 def read_source(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The facts of a run folder or an exported file (recipe, settings, parts), and its weights.
+    """The facts of a run folder or an exported file (recipe, settings, parts), and its weights. `~` is expanded.
 
     Raises:
         ValueError: it is neither, or holds no weights.
     """
+    path = home(path)
     if path.is_dir():
         try:
             run = Run(path)
@@ -164,7 +199,7 @@ def read_source(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise ValueError(f"{path} has no checkpoint yet")
         if run.kind != "pretrain":
             raise ValueError(f"{path} is a run of kind {run.kind!r}: what it trained is no encoder of mimkit's own")
-        kept = ("format", "recipe", "settings", "parts", "training")
+        kept = ("format", "recipe", "settings", "parts", "training", "own_parts")
         return {name: run.facts[name] for name in kept if name in run.facts}, checkpoint.weights
     if not path.is_file():
         raise ValueError(f"{path}: no such run folder or file (timm's models are written timm:NAME)")

@@ -187,6 +187,8 @@ def loaded_after(code: str) -> set[str]:
         "from mimkit.cli.main import main; main(['--help'])",
         "from mimkit.cli.main import main; main(['pretrain', '--help'])",
         "import mimkit; mimkit.Machine",
+        "import mimkit; dir(mimkit); mimkit.__version__",
+        "from mimkit.cli.main import main; main(['--version'])",
     ],
 )
 def test_torch_is_not_loaded(code):

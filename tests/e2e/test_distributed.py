@@ -173,6 +173,14 @@ SAID = {  # by the first process, and by the second, in which it happens
 }
 
 
+def test_a_callback_that_fails_stops_all_processes_after_a_step_that_is_saved(folder):
+    first, other = (found(folder, rank)["callback"] for rank in range(2))
+    assert "failed: KeyError in pair.py:" in first
+    assert ", step 1 of 2 saved; go on with: " in first
+    assert other is False
+    assert pair.newest(folder / "callback") == 1
+
+
 @pytest.mark.parametrize("fault", pair.FAULTS)
 def test_a_fault_in_one_process_ends_all_with_a_line(fault, folder):
     for rank in range(2):

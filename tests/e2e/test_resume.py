@@ -70,8 +70,12 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path, make_photos, capfd):
     code = main(["pretrain", *arguments, "--out", str(tmp_path / "run"), "--workers", "0", "--probe-every", "20000"])
     somebody.join()
     assert code == 0
-    assert f"resume with: mimkit resume {tmp_path / 'run'}" in capfd.readouterr().out
-    saved = recover(tmp_path / "run" / "checkpoints").state["step"]
+    said, saved = capfd.readouterr(), recover(tmp_path / "run" / "checkpoints").state["step"]
+    assert said.out == f"stopped: {tmp_path / 'run'}\n"
+    steps = Run(tmp_path / "run").facts["steps"]
+    assert said.err.splitlines()[-1].startswith(
+        f"stopped, step {saved} of {steps} saved; go on with: mimkit resume {tmp_path / 'run'}, or mimkit.resume("
+    )
     logged = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert saved >= max(row["step"] for row in logged) >= 10
 

@@ -26,6 +26,7 @@ from helpers.regression import VALUES, Batches, FrozenEncoder
 from helpers.runs import as_flags
 from helpers.tiny import TINY, VIT
 from mimkit.cli.main import main
+from mimkit.errors import TrainingStopped
 from mimkit.method import Method
 from mimkit.pretraining import pretrain, resume
 from mimkit.progress import Progress
@@ -142,6 +143,20 @@ def broken(fault: str, rank: int) -> Iterator[None]:
         setattr(owner, name, work)
 
 
+def failed_callback(out: Path, photos: Path) -> str | bool:
+    """What a process is told where a callback fails on the row of the first step: the error, or that it was stopped."""
+
+    def fails(row: dict[str, Any]) -> None:
+        if row["step"] == 1:
+            raise KeyError("loss")
+
+    asked = Settings(data=photos, **BATCH | TINY["mae"] | {"epochs": 2})
+    try:
+        return pretrain("mae", asked, out, machine=Machine(workers=0), callbacks=[fails])
+    except TrainingStopped as error:
+        return str(error)
+
+
 def command(out: Path, photos: Path) -> list[str]:
     """Two steps of a run that has a probe, and saves shares after each step; the last seven words are the machine's."""
     settings = TINY["mae"] | BATCH | {"held_out": 0.2, "epochs": 2}
@@ -196,6 +211,7 @@ def everything(folder: Path, photos: Path) -> dict[str, Any]:
         assert train("clipped and averaged", photos, out, kind, shares=True)
     with asked_to_stop(after=2, here=rank == 1):
         assert not train("clipped and averaged", photos, folder / "handed on", "fsdp", shares=True)
+    found["callback"] = failed_callback(folder / "callback", photos)
     found["undisturbed"] = said(command(folder / "undisturbed", photos))
     for fault in FAULTS:
         out = folder / fault

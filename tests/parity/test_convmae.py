@@ -19,7 +19,7 @@ from mimkit.decoders import TransformerDecoder
 from mimkit.masks import Mask
 from mimkit.readouts import Fused
 from mimkit.recipes import build as build_recipe
-from mimkit.recipes.convmae import convmae
+from mimkit.recipes._convmae import convmae
 
 SIZE = (64, 96)
 GRID = (4, 6)

@@ -23,7 +23,7 @@ from mimkit.masks import Mask, RandomMask
 from mimkit.method import Method
 from mimkit.recipes import build as build_recipe
 from mimkit.recipes import simmim, simmim_vit
-from mimkit.recipes.simmim import VIT
+from mimkit.recipes._simmim import VIT
 
 transformers = pytest.importorskip("transformers")
 

@@ -9,7 +9,7 @@ import torch
 
 from helpers.tiny import TINY
 from mimkit.backbones import create_encoder
-from mimkit.compose import RECIPES, compose, find_recipe
+from mimkit.compose import RECIPES, compose, find_recipe, list_recipes
 from mimkit.decoders import CrossDecoder, LinearDecoder, TransformerDecoder
 from mimkit.masks import BlockMask, ComplementaryMasks, RandomMask, UniformMask
 from mimkit.readouts import Fused, FusedHierarchical, Last, Levels
@@ -401,3 +401,15 @@ def test_published_numbers_are_of_the_recipe_itself():
     on_mae = {"pixmim", "mff"}
     changed = {name for name in RECIPES if name.startswith(("pixmim", "mff"))}
     assert {name for name in changed if RECIPES[name]().published} == on_mae
+
+
+def test_statistics_are_for_as_many_channels_as_there_are():
+    """Those of a recipe go with its own number of channels only."""
+    recipe = replace(RECIPES["mae"](), statistics=Normalization((0.4,) * 3, (0.3,) * 3))
+    assert compose(recipe, Settings()).statistics == recipe.statistics
+    grey = compose(recipe, Settings(channels=1))
+    assert (grey.channels, grey.statistics, grey.normalization) == (1, None, Normalization.for_channels(1))
+
+
+def test_all_recipes_are_listed():
+    assert list_recipes() == [*RECIPES]

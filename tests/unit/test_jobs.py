@@ -61,3 +61,9 @@ def test_mimkit_resume_knows_the_kinds_that_say_so(photos):
     job = planned(photos)
     assert job.kind in KINDS
     assert job.resumable
+
+
+def test_resume_takes_fields_of_machine_by_name(run):
+    assert resume(str(run.folder), device="cpu", workers=0)
+    with pytest.raises(TypeError, match=r"resume\(\) takes no argument 'devise': did you mean device\?"):
+        resume(run, devise="cpu")

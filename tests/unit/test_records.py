@@ -15,7 +15,7 @@ from mimkit.losses import squared
 from mimkit.masks import RandomMask
 from mimkit.readouts import Fused, Last
 from mimkit.recipes import PARTS, Recipe, parts_in_words, record_of_parts
-from mimkit.records import as_text, make, parse_text, record_of, same, up_to_date
+from mimkit.records import as_text, make, parse_text, record_of, same, unknown_parts, up_to_date
 from mimkit.settings import Settings
 from mimkit.sources import recipe_of
 from mimkit.training.optim import Train
@@ -35,6 +35,37 @@ def test_a_part_is_its_name_and_all_its_values():
     }
     assert record_of(SimpleResizedCrop())["values"]["interpolation"] == {"name": "BILINEAR", "values": {}}
     assert [one["name"] for one in record_of((Last, Fused))] == ["Last", "Fused"]
+
+
+class Plain:
+    """A part that is no dataclass."""
+
+    def __call__(self) -> None: ...
+
+
+def test_parts_that_no_record_brings_back_are_told_apart():
+    """Also those that have the name of a part of mimkit's."""
+    same_name = type("RandomMask", (RandomMask,), {})
+    for known in (
+        RandomMask(),
+        squared,
+        partial(Fused, projection="mlp"),
+        (Last, Fused),
+        SimpleResizedCrop(),
+        0.5,
+        None,
+    ):
+        assert unknown_parts(known, KNOWN) == []
+    assert unknown_parts(same_name(), KNOWN) == ["RandomMask"]
+    assert unknown_parts(lambda: None, KNOWN) == ["<lambda>"]
+    assert unknown_parts((Last, Plain()), KNOWN) == ["Plain"]
+    assert unknown_parts(partial(Fused, fusion=Plain), KNOWN) == ["Plain"]
+    assert unknown_parts(partial(Fused, (1, 2)), KNOWN) == ["Fused with arguments that have no name"]
+    assert unknown_parts(partial(Fused, taps={1, 2}), KNOWN) == ["{1, 2}"]
+
+
+def test_an_object_of_another_class_is_compared_by_its_name():
+    assert record_of(Plain()) == {"name": "Plain", "values": {}}
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -95,7 +95,7 @@ def test_an_encoder_is_made_from_its_own_part_alone(tmp_path):
     decoder = {"decoder": {"name": "OfTomorrow", "values": {}}}
     write_source(tmp_path / "w.safetensors", "mae", backbone=VIT, image_size=(64, 64))
     plain = load_encoder(tmp_path / "w.safetensors")
-    asked = Settings(data="", backbone=VIT, image_size=(64, 64))
+    asked = Settings(backbone=VIT, image_size=(64, 64))
     described = description_of("mae", compose("mae", asked), asked)
     write_source(
         tmp_path / "t.safetensors",
@@ -174,7 +174,7 @@ def test_a_recipe_of_a_file_is_compared_with_what_format_1_wrote_of_it(tmp_path,
     file.write_text(OWN)
     made = f"{file}:{name}"
     small = {"backbone": VIT, "image_size": (64, 64), "mask": "shared"}
-    texts = parts_in_words(compose(made, Settings(data="", **small)))
+    texts = parts_in_words(compose(made, Settings(**small)))
     older = {"format": 1, "parts": texts}
     write_source(tmp_path / "w.safetensors", made, more=older, **small)
     assert load_method(tmp_path / "w.safetensors", recipe=made).mask.shared
@@ -185,7 +185,7 @@ def test_a_recipe_of_a_file_is_compared_with_what_format_1_wrote_of_it(tmp_path,
 
 def test_a_mask_of_ones_own_stays_when_it_is_shared(tmp_path):
     (tmp_path / "mine.py").write_text(OWN)
-    mask = compose(f"{tmp_path / 'mine.py'}:recipe", Settings(data="", mask="shared")).mask
+    mask = compose(f"{tmp_path / 'mine.py'}:recipe", Settings(mask="shared")).mask
     assert (type(mask).__name__, mask.ratio, mask.shared) == ("Mine", 0.5, True)
 
 

@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from mimkit.files import refuse_unwritable
-from mimkit.settings import ImportOptions, as_size
+from mimkit.settings import ImportOptions
 
 
 def import_(
@@ -27,9 +26,6 @@ def import_(
         out: safetensors file to write.
         as_json: print JSON.
     """
-    if file.is_file() and not file.stat().st_size:
-        raise ValueError(f"FILE {file} is empty")
-    refuse_unwritable(out)
     from mimkit.convert.importing.importer import import_checkpoint
 
     done = import_checkpoint(file, out, options)
@@ -58,29 +54,8 @@ def export(
         image_size: one number or height and width; default: the source's own. Positions are resized.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
     """
-    if encoder_only and format != "hf":
-        raise ValueError(f"--encoder-only is for --format hf, not {format}")
-    if image_size is not None and format == "safetensors":
-        raise ValueError(
-            f"--image-size {image_size[0]} is for encoders; --format safetensors keeps the method as it is"
-        )
-    refuse_unwritable(out / "config.json" if format == "hf" else out)
-    from mimkit import convert
+    from mimkit.convert import export as work
 
-    size = as_size(image_size)
-    if format == "safetensors":
-        convert.export_safetensors(source, out, recipe=recipe)
-        print(f"{out}: load with mimkit.load_method({str(out)!r})")
-    elif format == "timm":
-        arguments = convert.export_timm(source, out, image_size=size, recipe=recipe)
-        call = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        print(f"{out}: load into timm.create_model({call})")
-    elif format == "onnx":
-        convert.export_onnx(source, out, image_size=size, recipe=recipe)
-        print(f"{out}: input images, outputs features and tokens; agrees with onnxruntime")
-    else:
-        kind, why = convert.export_huggingface(source, out, encoder_only=encoder_only, image_size=size, recipe=recipe)
-        print(f"{out}: load with transformers.{kind}.from_pretrained({str(out)!r})")
-        if why:
-            print(f"without the decoder: {why}")
+    done = work(source, format=format, out=out, encoder_only=encoder_only, image_size=image_size, recipe=recipe)
+    print("\n".join(done.lines()))
     return 0

@@ -82,13 +82,14 @@ def embed(
         workers: data workers, processes that read images.
         recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
     """
-    refuse_unwritable(out)
     from mimkit.evaluation import frozen
 
-    line = frozen.embed(
+    done = frozen.embed(
         source, data=data, out=out, image_size=image_size, device=device, workers=workers, recipe=recipe
     )
-    print(line)
+    bad, (images, size) = done.skipped, done.features.shape
+    more = f", {len(bad)} unreadable images left out, the first: {': '.join(bad[0])}" if bad else ""
+    print(f"{out}: {images} images x {size} features{more}")
     return 0
 
 
@@ -113,7 +114,6 @@ def reconstruct(
         device: cpu, cuda, ...
         recipe: FILE.py:NAME, for sources made with a recipe from a file of your own.
     """
-    refuse_unwritable(out / "0000.png")
     from mimkit.evaluation import reconstruction
 
     paths = reconstruction.reconstruct(

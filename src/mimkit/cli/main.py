@@ -10,6 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import tyro
@@ -21,6 +22,9 @@ from mimkit.errors import CannotGoOn, TrainingStopped
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        print(f"mimkit {version('mimkit')}")
+        return 0
     try:
         work = parse(arguments)
     except SystemExit as stop:  # help or a usage error, both printed already
@@ -57,7 +61,8 @@ def parse(arguments: list[str]) -> Callable[[], int]:
             return tyro.extras.subcommand_cli_from_dict(
                 deferred,
                 prog="mimkit",
-                description="Masked image modelling: pre-train a vision backbone on your own unlabelled images.",
+                description="Masked image modelling: pre-train a vision backbone on your own unlabelled images. "
+                "`mimkit --version` prints the version.",
                 args=arguments,
             )
     except ValueError as error:  # from the settings' own checks

@@ -69,13 +69,12 @@ def resume(
         recipe: FILE.py:NAME, for a run made with a recipe from a file of your own.
     """
     from mimkit.jobs import resume as work
-    from mimkit.training.run_folder import Run
 
-    return finish(run, work(Run(run), machine=machine, recipe=recipe, micro_batch=micro_batch))
+    return finish(run, work(run, machine=machine, recipe=recipe, micro_batch=micro_batch))
 
 
 def finish(run: Path, finished: bool) -> int:
-    """Print how a run ended, on the main process only."""
+    """Print where a run is, on the main process only; of one that stopped, stderr says how to go on."""
     from mimkit.progress import speaking
 
     if not speaking():
@@ -83,5 +82,5 @@ def finish(run: Path, finished: bool) -> int:
     if finished:
         print(f"done: {run}\nreport: {run / 'report.html'}")
     else:
-        print(f"stopped and saved; resume with: mimkit resume {run}")
+        print(f"stopped: {run}")
     return 0

@@ -2,18 +2,19 @@
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from mimkit.data import ImageList, find_all, split
+from mimkit.data import Data, ImageList, find_all, in_words, split
 from mimkit.errors import naming
 from mimkit.evaluation import probes
 from mimkit.evaluation.features import extract
-from mimkit.files import write_bytes
-from mimkit.settings import as_size
+from mimkit.files import home, refuse_unwritable, write_bytes
+from mimkit.recipes import Recipe
 from mimkit.sources import load_encoder
 from mimkit.training.hardware import choose_device, choose_workers
 from mimkit.training.machine import Machine
@@ -22,13 +23,13 @@ from mimkit.training.machine import Machine
 def probe(
     source: str | Path,
     *,
-    data: str | Path,
+    data: Data,
     kind: Literal["all", "knn", "linear"] = "all",
     held_out: float = 0.1,
-    image_size: Sequence[int] | None = None,
+    image_size: int | Sequence[int] | None = None,
     device: str = "auto",
     workers: int | None = None,
-    recipe: str | None = None,
+    recipe: str | Recipe | None = None,
 ) -> dict[str, Any]:
     """Accuracies in percent, under "linear" and "knn", with the numbers of images and classes.
 
@@ -40,21 +41,21 @@ def probe(
         image_size: side, or height and width; None takes the source's own. Positions are resized.
         device: cpu, cuda, ...
         workers: data workers; None chooses by the number of cores.
-        recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
+        recipe: FILE.py:NAME or the recipe itself, for sources made with a recipe of the user's own.
 
     Raises:
         ValueError: the data has no class folders, or no held-out images.
     """
     torch_device, count = choose_machine(device, workers)
-    encoder = load_encoder(source, image_size=as_size(image_size), recipe=recipe)
+    encoder = load_encoder(source, image_size=image_size, recipe=recipe)
     if not 0 <= held_out < 1:
         raise ValueError(f"--held-out must be at least 0 and below 1, got {held_out}")
     with naming("--data"):
         train, test = split(data, held_out)
     if train.labels is None or test.labels is None:
-        raise ValueError(f"--data {data} has no class folders: a probe needs labels")
+        raise ValueError(f"--data {in_words(data)} has no class folders: a probe needs labels")
     if not len(test):
-        raise ValueError(f"--held-out {held_out} leaves no image of {data} to score on")
+        raise ValueError(f"--held-out {held_out} leaves no image of {in_words(data)} to score on")
     labelled = []
     skipped = 0
     for images in (train, test):
@@ -72,52 +73,76 @@ def probe(
         "classes": any_score.classes,
         "skipped_images": skipped,
         "source": str(source),
-        "data": str(data),
+        "data": in_words(data),
         "readout": "mean of patch tokens after the final norm, nothing hidden",
     }
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """Features of images, N that could be read.
+
+    Args:
+        features: float32 [N, D].
+        paths: str [N], relative to the data, with `/` between folders.
+        labels: int64 [N], positions in `classes`, or None.
+        classes: names, or None where there are no class folders.
+        skipped: (path, reason) of each image that could not be read.
+    """
+
+    features: np.ndarray
+    paths: np.ndarray
+    labels: np.ndarray | None
+    classes: np.ndarray | None
+    skipped: Sequence[tuple[str, str]]
 
 
 def embed(
     source: str | Path,
     *,
-    data: str | Path,
-    out: Path,
-    image_size: Sequence[int] | None = None,
+    data: Data,
+    out: str | Path | None = None,
+    image_size: int | Sequence[int] | None = None,
     device: str = "auto",
     workers: int | None = None,
-    recipe: str | None = None,
-) -> str:
-    """Write an .npz of features, paths, and labels where there are class folders; returns one line that says so.
+    recipe: str | Recipe | None = None,
+) -> Embedding:
+    """Features of every image, with its path, and its label where there are class folders.
 
     Args:
         source: run folder, exported file, timm:NAME or random:NAME.
         data: as `find_all` takes it.
-        out: .npz file to write.
+        out: .npz file to write them to, under these names; None writes none. `~` is expanded.
         image_size: side, or height and width; None takes the source's own. Positions are resized.
         device: cpu, cuda, ...
         workers: data workers; None chooses by the number of cores.
-        recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
+        recipe: FILE.py:NAME or the recipe itself, for sources made with a recipe of the user's own.
 
     Raises:
-        ValueError: no image can be read.
+        ValueError: no image can be read, or `out` cannot be written.
     """
+    file = None if out is None else home(out)
+    if file is not None:
+        refuse_unwritable(file)
     torch_device, count = choose_machine(device, workers)
-    encoder = load_encoder(source, image_size=as_size(image_size), recipe=recipe)
+    encoder = load_encoder(source, image_size=image_size, recipe=recipe)
     with naming("--data"):
         images = find_all(data)
     features, ids, skipped = extract(encoder, images, device=torch_device, workers=count)
     if not len(features):
-        raise ValueError(f"--data: none of the {len(images)} images in {data} could be read")
+        raise ValueError(f"--data: none of the {len(images)} images in {in_words(data)} could be read")
     kept: ImageList = images.take(ids.numpy())
-    arrays: dict[str, Any] = {"features": features.numpy(), "paths": np.array(kept.paths)}
-    if kept.labels is not None and kept.classes is not None:
-        arrays |= {"labels": kept.labels, "classes": np.array(kept.classes)}
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, buffer.getvalue())
-    more = f", {len(skipped)} unreadable images left out, the first: {': '.join(skipped[0])}" if skipped else ""
-    return f"{out}: {features.shape[0]} images x {features.shape[1]} features{more}"
+    classes = None if kept.labels is None or kept.classes is None else np.array(kept.classes)
+    labels = None if classes is None else kept.labels
+    found = Embedding(features.numpy(), np.array(kept.paths), labels, classes, skipped)
+    if file is not None:
+        names = ("features", "paths", "labels", "classes")
+        arrays = {name: getattr(found, name) for name in names if getattr(found, name) is not None}
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(file, buffer.getvalue())
+    return found
 
 
 def choose_machine(device: str, workers: int | None) -> tuple[torch.device, int]:

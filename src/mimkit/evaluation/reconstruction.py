@@ -15,10 +15,11 @@ from torch import Tensor
 
 from mimkit.compose import with_fields
 from mimkit.errors import BadImage, naming
-from mimkit.files import write_bytes
+from mimkit.files import home, refuse_unwritable, write_bytes
 from mimkit.image_encoder import ImageEncoder
 from mimkit.method import Method
 from mimkit.randomness import sample_keys
+from mimkit.recipes import Recipe
 from mimkit.sources import load_method
 from mimkit.training.hardware import choose_device
 
@@ -75,29 +76,32 @@ def png(image: Image.Image) -> bytes:
 def reconstruct(
     source: str | Path,
     *,
-    images: Sequence[Path],
-    out: Path,
+    images: str | Path | Sequence[str | Path],
+    out: str | Path,
     mask_ratio: float | None = None,
     seed: int = 0,
     device: str = "auto",
-    recipe: str | None = None,
+    recipe: str | Recipe | None = None,
 ) -> list[Path]:
     """Write one PNG for each image: original, visible, reconstruction; returns their paths.
 
     Args:
         source: run folder or exported file.
-        images: image files.
+        images: image files, one or several; `~` is expanded, as it is in `out`.
         out: folder to write to.
         mask_ratio: hidden share; None as trained.
         seed: of the masks.
         device: cpu, cuda, ...
-        recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
+        recipe: FILE.py:NAME or the recipe itself, for sources made with a recipe of the user's own.
 
     Raises:
-        ValueError: no images, one that cannot be read, or a target that has no picture.
+        ValueError: no images, one that cannot be read, or a target that has no picture; or `out` cannot be written.
     """
-    if not images:
+    paths = [home(image) for image in ([images] if isinstance(images, str | Path) else images)]
+    if not paths:
         raise ValueError("IMAGES: name at least one image file")
+    out = home(out)
+    refuse_unwritable(out / "0000.png")
     torch_device = choose_device(device)
     method = load_method(source, recipe=recipe).to(torch_device)
     if mask_ratio is not None:
@@ -105,7 +109,7 @@ def reconstruct(
             method.mask = with_fields(method.mask, {"ratio": mask_ratio})
     encoder = ImageEncoder.of(method)
     sheets: dict[Path, bytes] = {}  # all or none are written
-    for number, path in enumerate(images):
+    for number, path in enumerate(paths):
         try:
             pixels = encoder.read([path]).to(torch_device)
         except BadImage as error:

@@ -16,7 +16,7 @@ from mimkit.losses import Distance
 from mimkit.masks import MaskSampler
 from mimkit.method import Method
 from mimkit.readouts import Readout
-from mimkit.records import record_of
+from mimkit.records import name_of, record_of
 from mimkit.targets import Target
 from mimkit.training.optim import Train
 from mimkit.views import Normalization, View
@@ -131,7 +131,7 @@ def _in_words(part: Any) -> str:
         return ", ".join(_in_words(one) for one in part)
     if isinstance(part, partial):
         arguments = ", ".join(f"{key}={value!r}" for key, value in part.keywords.items())
-        return f"{part.func.__name__}({arguments})"
+        return f"{name_of(part.func)}({arguments})"
     if is_dataclass(part):
         return re.sub(r"<\w+\.(\w+): \d+>", r"\1", str(part))  # enumerations by name
-    return str(part.__name__)
+    return name_of(part)

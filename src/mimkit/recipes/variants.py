@@ -6,7 +6,7 @@ from functools import partial
 from mimkit.backbones import create_encoder
 from mimkit.decoders import CrossDecoder, TransformerDecoder
 from mimkit.masks import RandomMask, UniformMask
-from mimkit.recipes.mae import mae
+from mimkit.recipes._mae import mae
 from mimkit.recipes.recipe import Recipe
 from mimkit.training.optim import Train
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from mimkit.files import write_bytes
+from mimkit.files import home, write_bytes
 from mimkit.report import charts, figures, kinds
 from mimkit.report.compare import Table, differences, median_speed, results, same_loss, unique_names
 from mimkit.report.formatting import count, percent, short, show
@@ -77,11 +78,12 @@ class RunView:
     problems: list[str]
 
 
-def write_report(folders: list[Path], out: Path) -> Path:
+def write_report(runs: str | Path | Sequence[str | Path], out: str | Path) -> Path:
     """Writes one HTML page that needs no other file and no network.
 
     Args:
-        folders: run folders, finished or not; several are compared, and one given twice counts once.
+        runs: run folders, one or several, finished or not; several are compared, and one given twice counts once. `~`
+            is expanded, as it is in `out`.
         out: the file to write; one that exists is replaced only once the new page is complete.
 
     Returns:
@@ -90,13 +92,14 @@ def write_report(folders: list[Path], out: Path) -> Path:
     Raises:
         ValueError: no folder is given, one is no run folder, or `out` is a folder.
     """
+    folders = [home(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     if not folders:
         raise ValueError("a report needs at least one run folder, got none")
-    out = Path(out)
+    out = home(out)
     if out.is_dir():
         raise ValueError(f"the report is one file, but {out} is a folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    different = {Path(folder).resolve(): Path(folder) for folder in folders}
+    different = {folder.resolve(): folder for folder in folders}
     page = render([read_run(folder) for folder in different.values()])
     write_bytes(out, page.encode("utf-8", errors="backslashreplace"))  # file names need not be valid text
     return out

@@ -36,20 +36,27 @@ def as_messages(step: Callable[[], int], run: Run, micro_batch: int) -> Iterator
         if out_of_memory(error):
             smaller = next((n for n in range(micro_batch // 2, 0, -1) if micro_batch % n == 0), None)
             what = f"out of memory in step {step()}, with --micro-batch {micro_batch}"
-            raise TrainingStopped(f"{what}; {on}{f' --micro-batch {smaller}, or auto' if smaller else ''}") from error
+            option = (
+                f", micro_batch={smaller} or 'auto'" if run.facts.get("needs") else f" --micro-batch {smaller}, or auto"
+            )
+            raise TrainingStopped(f"{what}; {on}{option if smaller else ''}") from error
         if "DataLoader worker (pid" in str(error) or isinstance(error, ConnectionError | EOFError):
             raise TrainingStopped(f"a data worker died in step {step()}: {reason}; {on}") from error
         if isinstance(error, dist.DistError) or any(words in str(error) for words in LOST_PEER):
             raise TrainingStopped(f"another process of this run died in step {step()}; {on}") from error
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(place.filename).name}:{place.lineno}"
-        raise TrainingStopped(f"step {step()}: {type(error).__name__} in {where}: {reason}; {on}") from error
+        raise TrainingStopped(f"step {step()}: {with_place(error)}; {on}") from error
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether the device or the machine had too little memory."""
     said = any(words in str(error) for words in NO_MEMORY)
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and said)
+
+
+def with_place(error: BaseException) -> str:
+    """An error's type, the file and line that raised it, and the first line of its message."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}: {first_line(error)}"
 
 
 def first_line(error: BaseException) -> str:

@@ -59,6 +59,11 @@ class Job(ABC):
     log_every: int = 10
     compile: bool = False
 
+    @property
+    def needs(self) -> Sequence[str]:
+        """Arguments of `mimkit.resume` that continue this job only when given again, as run.json does not hold them."""
+        return ()
+
     @abstractmethod
     def batches(
         self, workers: int = 0, world: World = SINGLE, *, prefetch: int = 2, pin_memory: bool = False

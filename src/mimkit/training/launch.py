@@ -4,7 +4,7 @@ import contextlib
 import multiprocessing
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from mimkit.training.job import Job, differences
 from mimkit.training.loggers import require_loggers, tensorboard_sink
 from mimkit.training.loop import fit
 from mimkit.training.machine import Machine
+from mimkit.training.recorder import Callback
 from mimkit.training.run_folder import FORMAT, Run, refuse_nonempty
 
 DEFAULT_MACHINE = Machine()
@@ -44,13 +45,20 @@ def on_machine(machine: Machine) -> Iterator[tuple[torch.device, World]]:
         yield device, world
 
 
-def start_or_resume(make: Callable[[torch.device, World], Job], out: Path, machine: Machine = DEFAULT_MACHINE) -> bool:
+def start_or_resume(
+    make: Callable[[torch.device, World], Job],
+    out: Path,
+    machine: Machine = DEFAULT_MACHINE,
+    *,
+    callbacks: Sequence[Callback] = (),
+) -> bool:
     """Begin a job, or continue it where its run folder is there: what a program of one's own calls. True at the end.
 
     Args:
         make: makes the job, the same each time.
         out: the run folder.
         machine: device, workers, checkpoints and the like.
+        callbacks: see `fit`'s `sinks`.
 
     Raises:
         See `start` and `resume`.
@@ -60,11 +68,20 @@ def start_or_resume(make: Callable[[torch.device, World], Job], out: Path, machi
         if not there:
             world.on_main(lambda: refuse_nonempty(out, overwrite=False))
         job = make(device, world)
-        return resume(job, Run(out), machine, device, world) if there else start(job, out, machine, device, world)
+        if there:
+            return resume(job, Run(out), machine, device, world, callbacks=callbacks)
+        return start(job, out, machine, device, world, callbacks=callbacks)
 
 
 def start(
-    job: Job, out: Path, machine: Machine, device: torch.device, world: World, *, overwrite: bool = False
+    job: Job,
+    out: Path,
+    machine: Machine,
+    device: torch.device,
+    world: World,
+    *,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> bool:
     """Train a job in a new run folder. True at the end, False where a signal stopped it early.
 
@@ -75,6 +92,7 @@ def start(
         device: where to train.
         world: the ranks, see `process_group`.
         overwrite: replace a run that is there.
+        callbacks: see `fit`'s `sinks`.
 
     Raises:
         ValueError: a micro-batch that no trial found room for.
@@ -87,10 +105,18 @@ def start(
         Run.create(out, run_facts(job, tuning, device, world), overwrite=overwrite)
 
     world.on_main(create)
-    return execute(job, tuning, Run(out), machine, device, world)
+    return execute(job, tuning, Run(out), machine, device, world, callbacks)
 
 
-def resume(job: Job, run: Run, machine: Machine, device: torch.device, world: World) -> bool:
+def resume(
+    job: Job,
+    run: Run,
+    machine: Machine,
+    device: torch.device,
+    world: World,
+    *,
+    callbacks: Sequence[Callback] = (),
+) -> bool:
     """Continue a run exactly where its last checkpoint left it; see `start`.
 
     Args:
@@ -105,18 +131,27 @@ def resume(job: Job, run: Run, machine: Machine, device: torch.device, world: Wo
         raise ValueError(f"{run.folder} began with {name} {then}, which is {now} now")
     job.refuse_other(run)
     job, tuning = tuned(job, machine, device, world)
-    return execute(job, tuning, run, machine, device, world)
+    return execute(job, tuning, run, machine, device, world, callbacks)
 
 
-def execute(job: Job, tuning: Tuning, run: Run, machine: Machine, device: torch.device, world: World) -> bool:
-    """Train a job in its run folder; the main process writes the report."""
+def execute(
+    job: Job,
+    tuning: Tuning,
+    run: Run,
+    machine: Machine,
+    device: torch.device,
+    world: World,
+    callbacks: Sequence[Callback],
+) -> bool:
+    """Train a job in its run folder; the main process writes the report, and says of a stop how to go on."""
     for line in (*job.describe(world), *tuning.describe()) if world.is_main else ():
         print(line, file=sys.stderr)
     workers = tuning.workers
+    sinks = [*callbacks, tensorboard_sink(run.folder)] if machine.tensorboard and world.is_main else callbacks
     try:
         with contextlib.ExitStack() as held:
             world.on_main(lambda: held.enter_context(run.locked()))
-            return fit(
+            finished = fit(
                 job.model,
                 job.batches(workers, world, prefetch=tuning.prefetch, pin_memory=device.type == "cuda"),
                 job.train,
@@ -130,11 +165,18 @@ def execute(job: Job, tuning: Tuning, run: Run, machine: Machine, device: torch.
                 sharded_checkpoints=machine.sharded_checkpoints and world.size > 1,
                 skipped_share=job.skipped_share,
                 samples=job.samples,
-                sinks=[tensorboard_sink(run.folder)] if machine.tensorboard and world.is_main else [],
+                sinks=sinks,
                 world=world,
                 compiled=job.compile,
                 recomputed=machine.recompute,
             )
+        if world.is_main and not finished:
+            print(run.stopped("stopped"), file=sys.stderr)
+        return finished
+    except KeyboardInterrupt:
+        if world.is_main:
+            print(run.stopped("interrupted"), file=sys.stderr)
+        raise
     except OSError as error:  # a full disk, a folder gone: the request was fine, the work failed
         what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
         raise TrainingStopped(f"{what}; what was saved is kept, go on with: {run.resume_hint}") from error
@@ -143,7 +185,7 @@ def execute(job: Job, tuning: Tuning, run: Run, machine: Machine, device: torch.
     finally:
         if world.is_main:
             with contextlib.suppress(OSError):
-                write_report([run.folder], run.folder / "report.html")
+                write_report(run.folder, run.folder / "report.html")
 
 
 def run_facts(job: Job, tuning: Tuning, device: torch.device, world: World) -> dict[str, Any]:
@@ -160,6 +202,7 @@ def run_facts(job: Job, tuning: Tuning, device: torch.device, world: World) -> d
         "format": FORMAT,
         "kind": job.kind,
         "resumable": job.resumable,
+        **({"needs": list(job.needs)} if job.needs else {}),
         "mimkit": version("mimkit"),
         "training": record_of(job.train),
         "steps": job.train.epochs * steps_per_epoch,

@@ -23,7 +23,7 @@ from mimkit.training.distributed import SINGLE, World, gradient_sync, paralleliz
 from mimkit.training.failures import as_messages
 from mimkit.training.optim import Train, parameter_groups
 from mimkit.training.precision import autocast, for_training, train_mode
-from mimkit.training.recorder import Recorder, Row
+from mimkit.training.recorder import Callback, Recorder, Row
 from mimkit.training.run_folder import Run
 from mimkit.training.signals import stop_signals, uninterrupted
 from mimkit.training.state import State
@@ -100,7 +100,7 @@ def fit(
     sharded_checkpoints: bool = False,
     skipped_share: float = 0.1,
     samples: int = 0,
-    sinks: Iterable[Callable[[Row], None]] = (),
+    sinks: Iterable[Callback] = (),
     world: World = SINGLE,
     compiled: bool = False,
     recomputed: bool = False,
@@ -123,7 +123,8 @@ def fit(
         sharded_checkpoints: each rank writes the tensors, or shards of them, that it holds.
         skipped_share: share of the samples that may prove unreadable.
         samples: number of samples that this is a share of.
-        sinks: called with every row, such as a TensorBoard writer.
+        sinks: called with each row of the log on the main process, such as a TensorBoard writer. Where one raises an
+            error, the step is finished and saved, and then training stops.
         world: the ranks. `batches` are this one's slices, and all pass the same values; the main process writes,
             evaluates and prints.
         compiled, recomputed: see `prepare_blocks`. With FSDP a sharded copy is trained: `model` itself stays unsharded,
@@ -133,7 +134,8 @@ def fit(
         True at the end; False when a signal requested a stop, and a checkpoint was written.
 
     Raises:
-        TrainingStopped: too many steps without a finite loss, too many unreadable images, or an error in a step.
+        TrainingStopped: too many steps without a finite loss, too many unreadable images, or an error in a step or a
+            sink.
     """
     steps_per_epoch, accumulation = batches.steps_per_epoch, batches.accumulation
     steps, device = values.epochs * steps_per_epoch, torch.device(device)
@@ -189,7 +191,9 @@ def fit(
             progress.step(step)
             evaluate(evaluators, model, state, recorder, step, steps, device)
             overdue = time.monotonic() - saved_at >= checkpoint_minutes * 60
-            stopping, saving, skipping = world.any(stop(), world.is_main and overdue, bool(unreadable))
+            stopping, saving, skipping = world.any(
+                stop() or recorder.failed is not None, world.is_main and overdue, bool(unreadable)
+            )
             if skipping:
                 recorder.skipped(step, sorted(one for some in world.gather(unreadable) for one in some))
                 unreadable.clear()
@@ -200,6 +204,7 @@ def fit(
                 if world.is_main or sharded_checkpoints:
                     run.save(step, checkpoint, world if sharded_checkpoints else SINGLE, sharded=sharded_checkpoints)
                 saved_at = time.monotonic()
+                recorder.raise_failed()
             if stopping and step < steps:
                 return False
     if world.sharded:

@@ -8,11 +8,13 @@ from torch import Tensor
 from mimkit.errors import TrainingStopped
 from mimkit.progress import Progress
 from mimkit.training.distributed import World
+from mimkit.training.failures import with_place
 from mimkit.training.optim import Train
 from mimkit.training.run_folder import Run
 from mimkit.training.state import State
 
 Row = dict[str, Any]
+Callback = Callable[[Row], object]
 
 OWN_KINDS = {"train", "skipped", "nonfinite", "end"}
 NONFINITE_LIMIT = 10  # steps in a row without a finite loss or gradient, after which a run stops
@@ -21,13 +23,15 @@ NONFINITE_LIMIT = 10  # steps in a row without a finite loss or gradient, after 
 class Recorder:
     """The log of a run. All ranks call it alike; the main process writes and prints.
 
+    `failed` is the first sink that raised, and its error, for `raise_failed` once the step is saved.
+
     Args:
         run: the folder of the log.
         state: has the steps since the last training row, and the skipped images.
         values: the training values.
         progress: prints messages.
         world: the ranks.
-        sinks: called with each row, such as a TensorBoard writer.
+        sinks: called with each row, such as a TensorBoard writer; one that raises is called no more.
         steps_per_epoch: for the epoch of a row.
         samples: their number.
         skipped_share: share of them that may prove unreadable.
@@ -41,21 +45,37 @@ class Recorder:
         progress: Progress,
         world: World,
         *,
-        sinks: Iterable[Callable[[Row], None]],
+        sinks: Iterable[Callback],
         steps_per_epoch: int,
         samples: int,
         skipped_share: float,
     ) -> None:
         self.run, self.state, self.values, self.progress, self.world = run, state, values, progress, world
-        self.sinks, self.steps_per_epoch = tuple(sinks), steps_per_epoch
+        self.sinks, self.steps_per_epoch = list(sinks), steps_per_epoch
+        self.failed: tuple[Callback, Exception] | None = None
         self.samples, self.skipped_share = samples, skipped_share
 
     def row(self, row: Row) -> None:
         """Write one row."""
         if self.world.is_main:
             self.run.log(row)
-            for sink in self.sinks:
-                sink(row)
+            for sink in [*self.sinks]:
+                try:
+                    sink(row)
+                except Exception as error:
+                    self.sinks.remove(sink)
+                    self.failed = self.failed or (sink, error)
+
+    def raise_failed(self) -> None:
+        """Stop, after a step that was saved, where a sink has failed.
+
+        Raises:
+            TrainingStopped: one has; the message says which, with what error, and how to go on.
+        """
+        if self.failed is not None:
+            sink, error = self.failed
+            name = getattr(sink, "__qualname__", type(sink).__name__)
+            raise TrainingStopped(self.run.stopped(f"callback {name} failed: {with_place(error)}")) from error
 
     def end(self, steps: int) -> None:
         """Write the last row."""

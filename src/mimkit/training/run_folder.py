@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mimkit.errors import refusing_damage
-from mimkit.files import flush, process_lock, refuse_unwritable, write_text
+from mimkit.files import flush, home, process_lock, refuse_unwritable, write_text
 from mimkit.records import make, parse_text
 from mimkit.training.checkpoint import Checkpoint, load, recover, save
 from mimkit.training.distributed import SINGLE, World
@@ -31,7 +31,7 @@ class Run:
     """A run folder, opened for writing.
 
     Args:
-        folder: holds a `run.json`; use `Run.create` to start one.
+        folder: holds a `run.json`, `~` is expanded; use `Run.create` to start one.
 
     Raises:
         FileNotFoundError: there is no run in the folder.
@@ -39,7 +39,7 @@ class Run:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        folder = Path(folder)
+        folder = home(folder)
         if not (folder / "run.json").is_file():
             raise FileNotFoundError(f"{folder} holds no run (no run.json)")
         self.folder = folder
@@ -57,7 +57,30 @@ class Run:
     @property
     def resume_hint(self) -> str:
         """What continues it, for messages."""
-        return f"mimkit resume {self.folder}" if self.facts.get("resumable", True) else "the command that began it"
+        if not self.facts.get("resumable", True):
+            return "the command that began it"
+        return f"{self.resume_call} in Python" if self.facts.get("needs") else f"mimkit resume {self.folder}"
+
+    @property
+    def resume_call(self) -> str:
+        """What continues it in Python."""
+        needed = "".join(f", {name}=..." for name in self.facts.get("needs", ()))
+        return f"mimkit.resume({str(self.folder)!r}{needed})"
+
+    @property
+    def saved_step(self) -> int | None:
+        """The step of the newest checkpoint, or None."""
+        saved = (int(path.name.removeprefix("step-")) for path in self.folder.glob("checkpoints/step-*"))
+        return max(saved, default=None)
+
+    def stopped(self, how: str) -> str:
+        """What is kept of a run that was stopped or interrupted, and how to go on, in a line."""
+        step, hint = self.saved_step, self.resume_hint
+        if self.facts.get("resumable", True) and not self.facts.get("needs"):
+            hint += f", or {self.resume_call} in Python"
+        of = f" of {self.facts['steps']}" if "steps" in self.facts else ""
+        kept = "nothing saved yet; start over" if step is None else f"step {step}{of} saved; go on"
+        return f"{how}, {kept} with: {hint}"
 
     @property
     def train(self) -> Train:

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from helpers import parts
+from helpers.sources import VIT, write_source
 from mimkit.evaluation import reconstruction as pictures
 from mimkit.masks import RandomMask
 from mimkit.method import Method
@@ -132,3 +133,18 @@ def test_a_sheet_lays_rows_below_each_other(channels):
             assert (pixels[place] == expected.round().numpy()).all()
             covered[place] = True
     assert (pixels[~covered] == 255).all()
+
+
+def test_one_image_and_several_as_text_or_paths(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_source(tmp_path / "mae.safetensors", "mae", backbone=VIT, image_size=SIZE)
+    first, second = sorted(photos.rglob("*.png"))[:2]
+    one = pictures.reconstruct("~/mae.safetensors", images=str(first), out="~/one", device="cpu")
+    both = pictures.reconstruct(tmp_path / "mae.safetensors", images=[first, str(second)], out=tmp_path / "both")
+    assert [*one, *both] == [
+        tmp_path / folder / f"{number:04d}-{path.stem}.png"
+        for folder, number, path in (("one", 0, first), ("both", 0, first), ("both", 1, second))
+    ]
+    assert one[0].read_bytes() == both[0].read_bytes()
+    with pytest.raises(ValueError, match="IMAGES: name at least one image file"):
+        pictures.reconstruct(tmp_path / "mae.safetensors", images=[], out=tmp_path / "none")

@@ -230,3 +230,13 @@ def test_large_and_many_pictures_are_thinned(tmp_path: Path) -> None:
     kinds = [re.match(r"data:image/(\w+)", attrs["src"] or "")[1] for tag, attrs in page.tags if tag == "img"]  # type: ignore[index]
     assert kinds == ["png"] * 11 + ["jpeg"]
     assert "12 of 30 pictures" in page.text
+
+
+def test_one_run_and_paths_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = write_run(tmp_path / "mine")
+    page = write_report([folder], tmp_path / "list.html").read_bytes()
+    assert write_report("~/mine", "~/one.html") == tmp_path / "one.html"
+    assert (tmp_path / "one.html").read_bytes() == page
+    with pytest.raises(ValueError, match="a report needs at least one run folder"):
+        write_report([], tmp_path / "none.html")

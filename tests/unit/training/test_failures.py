@@ -61,3 +61,10 @@ def test_a_line_says_what_goes_on_and_whether_anything_was_saved(tmp_path):
 def test_our_own_errors_pass_as_they_are(run):
     with pytest.raises(TooManyBadImages, match="all"), as_messages(lambda: 7, run, micro_batch=2):
         raise TooManyBadImages("all are bad")
+
+
+def test_what_python_continues_is_told_in_python(tmp_path):
+    run = Run.create(tmp_path / "run", {"needs": ["data"]})
+    on = r"go on with: mimkit\.resume\('.*/run', data=\.\.\.\) in Python, micro_batch=1 or 'auto'$"
+    with pytest.raises(TrainingStopped, match=on), as_messages(lambda: 1, run, micro_batch=2):
+        raise MemoryError

@@ -23,6 +23,24 @@ def test_rows_that_would_spoil_the_log_are_refused(run, row, said):
     assert not (run.folder / "log.jsonl").exists()
 
 
+def test_a_sink_that_fails_stops_training_after_the_step_was_saved(run):
+    """Others are told of all rows; it is called no more, and the first error counts."""
+    calls, told = [], []
+
+    def sink(row):
+        calls.append(row)
+        raise LookupError(f"call {len(calls)}")
+
+    with pytest.raises(
+        TrainingStopped, match=r"failed: LookupError in test_recorder\.py:\d+: call 1, step 2 saved; go on"
+    ):
+        fit(Regression(), Batches(), VALUES, run, log_every=2, sinks=[sink, told.append])
+    assert run.saved_step == 2
+    assert [row["step"] for row in calls] == [row["step"] for row in told] == [2]
+    assert fit(Regression(), Batches(), VALUES, run, log_every=2, sinks=[told.append])
+    assert [row["step"] for row in told if row["kind"] == "train"] == [2, 4, 6, 8, 10, 12]
+
+
 def test_numbers_stand_beside_those_of_the_untrained_model_if_there_are(run):
     run.log({"kind": "late", "step": 8, "score": 8.0})
     assert compared_with_untrained({"kind": "late", "score": 9.0}, run) == "late: score 9"

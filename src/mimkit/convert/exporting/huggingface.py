@@ -15,6 +15,7 @@ from mimkit.convert.exporting.transformers_model import (
 from mimkit.files import write_text
 from mimkit.image_encoder import ImageEncoder
 from mimkit.method import Method
+from mimkit.recipes import Recipe
 from mimkit.sources import load_encoder, load_method, read_source
 
 FRONT = "---\nlibrary_name: transformers\ntags:\n- masked-image-modeling\n- mimkit\n---\n\n"
@@ -33,7 +34,7 @@ def export_huggingface(
     *,
     encoder_only: bool = False,
     image_size: tuple[int, int] | None = None,
-    recipe: str | None = None,
+    recipe: str | Recipe | None = None,
 ) -> tuple[str, str]:
     """A folder that transformers loads: ViTMAEForPreTraining where that is the method, else ViTModel or SwinModel.
 
@@ -44,7 +45,7 @@ def export_huggingface(
         out: a new or empty folder.
         encoder_only: leave out the decoder.
         image_size: (H, W) of an encoder alone; None takes the source's own. Tables of positions are resized.
-        recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
+        recipe: FILE.py:NAME or the recipe itself, for sources made with a recipe of the user's own.
 
     Returns:
         the name of the class, and why there is no decoder (empty where there is one, or none was wanted).
@@ -73,7 +74,7 @@ def export_huggingface(
     return converted.architecture, obstacle
 
 
-def load_whole_method(source: str | Path, recipe: str | None) -> Method | None:
+def load_whole_method(source: str | Path, recipe: str | Recipe | None) -> Method | None:
     """The method of a source, or None where it has an encoder only."""
     if str(source).startswith(("timm:", "random:")) or read_source(Path(source))[0].get("encoder_only"):
         return None

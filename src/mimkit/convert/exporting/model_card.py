@@ -51,13 +51,13 @@ def origin_of(source: str | Path) -> dict[str, Any]:
 
 def origin_of_run(folder: Path) -> dict[str, Any]:
     """`origin_of` for a run folder."""
-    facts = Run(folder).facts
-    saved = [int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*")]
+    run = Run(folder)
+    facts = run.facts
     return {
         "recipe": own_name(facts["recipe"]),
         "parts": as_texts(facts["parts"]),
         **as_texts({"training": facts["training"]}),
-        "step": max(saved, default=0),
+        "step": run.saved_step or 0,
         "steps": facts["steps"],
         "train_images": facts["data"]["train_images"],
         "held_out_images": facts["data"]["held_out_images"],

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mimkit.convert.exporting.model_card import card_beside, model_card, origin_of, write_card
 from mimkit.files import write_bytes
 from mimkit.image_encoder import ImageEncoder
+from mimkit.recipes import Recipe
 from mimkit.sources import load_encoder
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
@@ -38,7 +39,7 @@ class FeaturesAndTokens(nn.Module):
 
 
 def export_onnx(
-    source: str | Path, out: Path, *, image_size: tuple[int, int] | None = None, recipe: str | None = None
+    source: str | Path, out: Path, *, image_size: tuple[int, int] | None = None, recipe: str | Recipe | None = None
 ) -> None:
     """The encoder as an ONNX file that onnxruntime runs as torch does, and its model card.
 
@@ -49,7 +50,7 @@ def export_onnx(
         source: a run folder, a file of ours, timm:NAME or random:NAME.
         out: file to write; the card is written beside it. Nothing is written where onnxruntime gives other features.
         image_size: (H, W); None takes the source's own. Tables of positions are resized.
-        recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
+        recipe: FILE.py:NAME or the recipe itself, for sources made with a recipe of the user's own.
 
     Raises:
         ValueError: a package is missing, the source holds no weights, too many, or such as torch cannot export, or

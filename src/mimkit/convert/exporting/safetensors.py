@@ -15,6 +15,7 @@ from mimkit.compose import description_of
 from mimkit.convert.exporting.model_card import card_beside, model_card, origin_of, own_name, write_card
 from mimkit.files import write_bytes
 from mimkit.image_encoder import ImageEncoder
+from mimkit.recipes import Recipe
 from mimkit.settings import Settings
 from mimkit.sources import load_encoder, read_source, recipe_of
 
@@ -53,7 +54,7 @@ TOLERANCE = 1e-4
 
 
 def export_timm(
-    source: str | Path, out: Path, *, image_size: tuple[int, int] | None = None, recipe: str | None = None
+    source: str | Path, out: Path, *, image_size: tuple[int, int] | None = None, recipe: str | Recipe | None = None
 ) -> dict[str, Any]:
     """The encoder alone, with timm's names, as safetensors, and its model card.
 
@@ -61,7 +62,7 @@ def export_timm(
         source: a run folder, a file of ours, timm:NAME or random:NAME.
         out: file to write; the card stands beside it.
         image_size: (H, W); None takes the source's own. Tables of positions are resized.
-        recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
+        recipe: FILE.py:NAME or the recipe itself, for sources made with a recipe of the user's own.
 
     Returns:
         the keyword arguments with which `timm.create_model(**arguments)` takes the file strictly:
@@ -144,13 +145,13 @@ def as_call_arguments(arguments: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
-def export_safetensors(source: str | Path, out: Path, *, recipe: str | None = None) -> None:
+def export_safetensors(source: str | Path, out: Path, *, recipe: str | Recipe | None = None) -> None:
     """The whole method, decoder included, as one file that `load_method` and every SOURCE takes, and its model card.
 
     Args:
         source: a run folder or a file of ours; of an imported encoder there is no more than that.
         out: file to write; the card stands beside it.
-        recipe: FILE.py:NAME, for sources made with a recipe from a file of the user's own.
+        recipe: FILE.py:NAME or the recipe itself, for sources made with a recipe of the user's own.
 
     Raises:
         ValueError: the source holds no weights.
@@ -165,8 +166,11 @@ def export_safetensors(source: str | Path, out: Path, *, recipe: str | None = No
     request |= {"encoder_only": True} if facts.get("encoder_only") else {}
     metadata = {"mimkit.request": json.dumps(request), "mimkit.origin": json.dumps(origin)}
     more = f', recipe="{request["recipe"]}"' if ":" in request["recipe"] else ""
-    usage = (
-        "import mimkit\n\n"
+    usage = "import mimkit\n\n"
+    if own := request.get("own_parts"):
+        more = ", recipe=recipe"
+        usage += f"recipe = ...  # the mimkit.Recipe it was trained with; not mimkit's own are its {', '.join(own)}\n"
+    usage += (
         f'encoder = mimkit.load_encoder("{out.name}"{more})\n'
         'images = encoder.read(["cat.jpg", "dog.jpg"])  # uint8; floats must be normalised as below\n'
         f"features = encoder(images)  # float32 [2, {encoder.encoder.dim}]"

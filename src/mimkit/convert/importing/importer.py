@@ -20,7 +20,8 @@ from mimkit.convert.importing.positions import place_positions
 from mimkit.convert.importing.read_file import read_checkpoint
 from mimkit.convert.importing.recognize import LICENCES, Format, first_names, recognize
 from mimkit.convert.rename import UNUSED, Translation, Weights, drop
-from mimkit.errors import naming
+from mimkit.errors import naming, refuse_unknown
+from mimkit.files import home, refuse_unwritable
 from mimkit.grids import Grid, grid_for
 from mimkit.recipes import Recipe, build
 from mimkit.settings import ImportOptions, Settings
@@ -46,7 +47,6 @@ TRANSLATIONS: dict[Format, Callable[[Weights, Hints, ImportOptions], Translation
 }
 
 
-DEFAULT_OPTIONS = ImportOptions()
 ENCODER = "encoder."
 PREFIX_TOKENS = ("encoder.vit.cls_token", "encoder.vit.reg_token")
 
@@ -100,17 +100,28 @@ class ImportReport:
         return [*lines, *self.notes, self.licence]
 
 
-def import_checkpoint(file: Path, out: Path, options: ImportOptions = DEFAULT_OPTIONS) -> ImportReport:
+def import_checkpoint(
+    file: str | Path, out: str | Path, options: ImportOptions | None = None, **values: Any
+) -> ImportReport:
     """A published checkpoint as a file that `load_method` (if it has its decoder) and `load_encoder` take.
 
     Args:
-        file: .pth, .pt, .bin or .safetensors, or a Hugging Face folder. Nothing in it is run.
+        file: .pth, .pt, .bin or .safetensors, or a Hugging Face folder. Nothing in it is run. `~` is expanded, as it
+            is in `out`.
         out: where to write.
         options: what the checkpoint does not say; with `window` the image grows unless `image_size` is given too.
+        values: fields of `ImportOptions` by name, instead of those of `options`.
 
     Raises:
+        TypeError: there is no such argument.
         ValueError: it cannot be read safely, is of no known format, does not fit, or, if strict, not wholly.
     """
+    refuse_unknown("import_checkpoint", values, [*ImportOptions.__dataclass_fields__])
+    options = replace(options or ImportOptions(), **values)
+    file, out = home(file), home(out)
+    if file.is_file() and not file.stat().st_size:
+        raise ValueError(f"FILE {file} is empty")
+    refuse_unwritable(out)
     checkpoint = read_checkpoint(file)
     with naming(str(file)):
         hints = hints_of(checkpoint)

@@ -208,3 +208,15 @@ def test_wrong_requests(mae, tmp_path):
         import_checkpoint(path, out, ImportOptions(recipe="mea", **HEADS))
     with pytest.raises(ValueError, match="--decoder-heads"):
         import_checkpoint(mae(more={"decoder_embed.weight": torch.zeros(20, 48)}), out, ImportOptions(heads=3))
+
+
+def test_options_by_name_and_paths_as_text(mae, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    whole = import_checkpoint(mae(), tmp_path / "whole.safetensors", ImportOptions(**HEADS))
+    assert import_checkpoint("~/mae.pth", "~/by-name.safetensors", **HEADS) == whole
+    one, other = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "by-name"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    with pytest.raises(TypeError, match=r"import_checkpoint\(\) takes no argument 'head': did you mean heads\?"):
+        import_checkpoint(mae(), tmp_path / "other.safetensors", head=3)
+    assert not (tmp_path / "other.safetensors").exists()

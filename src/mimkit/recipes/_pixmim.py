@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from mimkit.recipes.mae import mae
-from mimkit.recipes.mff import mff
+from mimkit.recipes._mae import mae
+from mimkit.recipes._mff import mff
 from mimkit.recipes.recipe import Recipe
 from mimkit.targets import LowFreqPixels, Pixels
 from mimkit.views import SimpleResizedCrop

@@ -6,8 +6,8 @@ from functools import partial
 from mimkit.backbones import create_encoder
 from mimkit.decoders import TransformerDecoder
 from mimkit.readouts import Levels
-from mimkit.recipes.greenmim import greenmim
-from mimkit.recipes.mae import mae
+from mimkit.recipes._greenmim import greenmim
+from mimkit.recipes._mae import mae
 from mimkit.recipes.recipe import Recipe
 from mimkit.targets import Hog, Pixels
 from mimkit.training.optim import Train

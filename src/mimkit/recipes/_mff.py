@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from mimkit.readouts import Fused, FusedHierarchical
-from mimkit.recipes.mae import mae
+from mimkit.recipes._mae import mae
 from mimkit.recipes.recipe import Recipe
 from mimkit.views import SimpleResizedCrop
 

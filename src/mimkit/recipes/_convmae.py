@@ -5,7 +5,7 @@ from functools import partial
 
 from mimkit.backbones import create_encoder
 from mimkit.masks import ComplementaryMasks
-from mimkit.recipes.mae import mae
+from mimkit.recipes._mae import mae
 from mimkit.recipes.recipe import Recipe
 from mimkit.training.optim import Train
 
