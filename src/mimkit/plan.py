@@ -11,13 +11,13 @@ from torch import Tensor
 from mimkit.backbones import DenseEncoder, count_parameters
 from mimkit.compose import PYTHON, TRAIN_SETTINGS, description_of, given_statistics, own_parts
 from mimkit.data import Cache, Data, ImageList, Samples, TrainBatches, choose_decoder, in_words, split
-from mimkit.efficiency import tune
 from mimkit.errors import naming, refusing_damage
 from mimkit.evaluation.online import OnlineProbe, OnlineReconstructions, subset
 from mimkit.files import absolute
 from mimkit.method import Method
 from mimkit.randomness import scramble
 from mimkit.recipes import Recipe, build
+from mimkit.recipes.efficiency import tune
 from mimkit.settings import Settings
 from mimkit.training.blocks import require_compiler
 from mimkit.training.distributed import SINGLE, World

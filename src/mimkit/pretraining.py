@@ -11,11 +11,11 @@ import torch
 
 from mimkit.compose import PYTHON, TRAIN_SETTINGS, compose
 from mimkit.data import Cache, Data
-from mimkit.efficiency import tune
 from mimkit.errors import flag, refuse_unknown, refusing_damage
 from mimkit.files import absolute, home, located
 from mimkit.plan import Pretraining, plan_pretraining, random_images
 from mimkit.recipes import Recipe, build
+from mimkit.recipes.efficiency import tune
 from mimkit.settings import Settings
 from mimkit.sources import recipe_of
 from mimkit.training import launch

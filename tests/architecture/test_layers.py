@@ -24,7 +24,7 @@ LAYERS = [
     {"backbones"},
     {"readouts", "decoders", "image_encoder"},
     {"method"},
-    {"recipes", "efficiency"},
+    {"recipes"},
     {"compose"},
     {"sources"},
     {"evaluation", "convert", "plan", "bench"},

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mimkit.backbones import count_parameters
 from mimkit.bench.peers import PEERS, peer, refuse_unequal
 from mimkit.compose import compose
-from mimkit.efficiency import tune
 from mimkit.recipes import build
+from mimkit.recipes.efficiency import tune
 from mimkit.settings import Settings
 from mimkit.training.blocks import prepare_blocks, require_compiler
 from mimkit.training.hardware import device_name, git_commit, resident

@@ -14,10 +14,10 @@ from helpers import parts
 from helpers.graphs import Graphs
 from helpers.tiny import TINY
 from mimkit.compose import compose
-from mimkit.efficiency import tune
 from mimkit.method import Method
 from mimkit.recipes import Recipe
 from mimkit.recipes import build as build_method
+from mimkit.recipes.efficiency import tune
 from mimkit.settings import Settings
 from mimkit.training import blocks
 from mimkit.training.blocks import Compiled, blocks_of, prepare_blocks, require_compiler, uncompiled

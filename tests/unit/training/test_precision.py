@@ -14,9 +14,9 @@ from helpers.regression import (
 )
 from helpers.tiny import TINY
 from mimkit.compose import compose
-from mimkit.efficiency import tune
 from mimkit.masks import Mask
 from mimkit.recipes import build
+from mimkit.recipes.efficiency import tune
 from mimkit.settings import Settings
 from mimkit.training.precision import (
     Precision,

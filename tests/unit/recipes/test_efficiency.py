@@ -5,7 +5,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from mimkit.backbones.lean_block import LeanBlock
-from mimkit.efficiency import tune
+from mimkit.recipes.efficiency import tune
 
 
 @pytest.mark.parametrize(("device", "precision", "fused"), [("cpu", "bf16", False), ("cpu", "fp32", True)])
