@@ -12,7 +12,6 @@ from mimkit import recipes as r
 from mimkit.backbones import create_encoder
 from mimkit.decoders import CrossDecoder, LinearDecoder, TransformerDecoder
 from mimkit.errors import naming
-from mimkit.files import made_in_python
 from mimkit.losses import Distance, absolute, squared
 from mimkit.masks import BlockMask, ComplementaryMasks, MaskSampler, RandomMask, UniformMask
 from mimkit.readouts import Fused, FusedHierarchical, Last, Levels, Readout
@@ -22,6 +21,7 @@ from mimkit.settings import Settings
 from mimkit.targets import Features, Hog, LowFreqPixels, Pixels, Target
 from mimkit.training.optim import Train
 from mimkit.training.run_folder import FORMAT
+from mimkit.user_code import made_in_python
 from mimkit.views import Normalization, RandomResizedCrop, SimpleResizedCrop, View
 
 # Names of recipes and parts, as on the command line, and nowhere else: README's lists, the settings' help and the

@@ -36,7 +36,7 @@ class TransformerDecoder(nn.Module):
 
     Attributes:
         positions: [1, N, E], fixed; imported ones need not be sine-cosine.
-        scored_only: while training, predict no cells but those that the loss counts (`mimkit.recipes.efficiency.tune` sets it).
+        scored_only: while training, predict no cells but those that the loss counts (`efficiency.tune` sets it).
 
     Raises:
         ValueError: the heads do not divide the width, or `rescaling` does not know such a pair of grids.

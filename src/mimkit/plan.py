@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mimkit.backbones import DenseEncoder, count_parameters
-from mimkit.compose import PYTHON, TRAIN_SETTINGS, description_of, given_statistics, own_parts
+from mimkit.compose import PYTHON, TRAIN_SETTINGS, VIEWS, description_of, given_statistics, own_parts
 from mimkit.data import Cache, Data, ImageList, Samples, TrainBatches, choose_decoder, in_words, split
+from mimkit.data.repeatable import require_repeatable
 from mimkit.errors import naming, refusing_damage
 from mimkit.evaluation.online import OnlineProbe, OnlineReconstructions, subset
 from mimkit.files import absolute
@@ -66,7 +67,7 @@ class Pretraining(Job):
         per_rank = self.train.batch_size // world.size
         micro_batch = per_rank if self.micro_batch == "auto" else self.micro_batch
         return TrainBatches(
-            self.viewed(),
+            viewed(self.train_images, self.recipe, self.settings),
             batch_size=self.train.batch_size,
             accumulation=per_rank // micro_batch,
             repeats=self.settings.repeats,
@@ -77,12 +78,6 @@ class Pretraining(Job):
             rank=world.rank,
             world=world.size,
         )
-
-    def viewed(self) -> Samples:
-        """The training images, with the recipe's view."""
-        recipe, decode = self.recipe, self.settings.decode
-        size, channels = recipe.image_size, recipe.channels
-        return Samples(self.train_images, view=recipe.view, size=size, channels=channels, decode=decode)
 
     def evaluators(
         self, run: Run, *, device: torch.device, workers: int, world: World
@@ -217,6 +212,8 @@ def plan_pretraining(
         train_images, held_out = split(data, settings.held_out, cache)
     where = in_words(data) if settings.data is None else str(absolute(settings.data))
     recipe, notes = with_channels_of(train_images, recipe, settings)
+    if settings.data is None or type(recipe.view) not in VIEWS.values():  # what mimkit did not write
+        require_repeatable(viewed(train_images, recipe, settings))
     batch_size, repeats, count = recipe.train.batch_size, settings.repeats, len(train_images)
     if batch_size > count * repeats:
         given = f"{count} training images in {where}" + f" give with --repeats {repeats}" * (repeats > 1)
@@ -273,6 +270,8 @@ def with_channels_of(images: ImageList, recipe: Recipe, settings: Settings) -> t
         ValueError: the settings give another number of channels, or one that files are not read with.
     """
     channels = images.channels
+    if channels in (1, 3) and settings.channels in (1, 3):  # either becomes the other
+        return recipe, []
     if channels is None and recipe.channels not in (1, 3):
         raise ValueError(f"--channels {recipe.channels} is for data in memory: image files are read with 1 or 3")
     if channels in (None, recipe.channels):
@@ -281,6 +280,12 @@ def with_channels_of(images: ImageList, recipe: Recipe, settings: Settings) -> t
         raise ValueError(f"--channels {settings.channels}: the images have {channels}")
     changed = replace(recipe, channels=channels, statistics=given_statistics(settings, channels))
     return changed, [f"{channels} channels, as the data have"]
+
+
+def viewed(images: ImageList, recipe: Recipe, settings: Settings) -> Samples:
+    """Training images, with the recipe's view."""
+    size, channels = recipe.image_size, recipe.channels
+    return Samples(images, view=recipe.view, size=size, channels=channels, decode=settings.decode)
 
 
 def random_images(recipe: Recipe, count: int) -> dict[str, Tensor]:

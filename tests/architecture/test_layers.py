@@ -18,7 +18,7 @@ MOST_LINES = 350
 # The rule in one table, lowest layer first: a module or package of mimkit imports from its own layer and those below,
 # and from what stands beside. Imports inside functions and for type checkers count too.
 LAYERS = [
-    {"errors", "files", "typed", "randomness", "progress", "records", "grids", "losses"},
+    {"errors", "files", "typed", "user_code", "randomness", "progress", "records", "grids", "losses"},
     {"views", "settings"},
     {"masks", "targets", "data"},
     {"backbones"},
@@ -45,6 +45,7 @@ WITHOUT_TORCH_AT_ONCE = {
     "settings",
     "files",
     "typed",
+    "user_code",
     "errors",
     "progress",
     "records",

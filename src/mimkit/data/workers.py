@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mimkit.errors import CannotBeSent, CannotGoOn
-from mimkit.files import LoadedFiles
+from mimkit.user_code import LoadedFiles
 
 SECONDS_AFTER_SIGTERM = 60
 

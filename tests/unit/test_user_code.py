@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mimkit import files
-from mimkit.files import LoadedFiles, load_python, located, made_in_python
+from mimkit import user_code
+from mimkit.files import located
+from mimkit.user_code import LoadedFiles, load_python, made_in_python
 
 MINE = """
 from __future__ import annotations
@@ -35,8 +36,8 @@ def forgotten():
     assert sys.path == paths
     for name in sys.modules.keys() - modules:
         del sys.modules[name]
-    files._LOADED.clear()
-    files._BESIDE.clear()
+    user_code._LOADED.clear()
+    user_code._BESIDE.clear()
 
 
 def write(folder: Path, number: int = 1) -> Path:
@@ -99,7 +100,7 @@ def test_packages_and_later_imports(tmp_path):
         "import group\n\ndef made():\n    import late\n    return group.value, late.value\n"
     )
     assert made_in_python(tmp_path / "mine.py", "made") == (5, 6)
-    assert files._BESIDE.keys() == {"group", "group.inner", "late"}
+    assert user_code._BESIDE.keys() == {"group", "group.inner", "late"}
 
 
 def test_what_a_name_stands_for(tmp_path):
@@ -152,7 +153,7 @@ def test_a_mistake_is_one_line_with_its_place(tmp_path, content, line):
         made_in_python(tmp_path / "mine.py", "made")
     if b"def made" not in content:
         assert not {name for name in sys.modules.keys() - before if name.startswith(("mine", "beside", "broken"))}
-        assert not files._LOADED
+        assert not user_code._LOADED
 
 
 def test_what_is_no_file(tmp_path):
@@ -167,7 +168,7 @@ def test_an_interrupt_is_none_of_its_mistakes(tmp_path):
     (tmp_path / "mine.py").write_text("raise KeyboardInterrupt\n")
     with pytest.raises(KeyboardInterrupt):
         load_python(tmp_path / "mine.py")
-    assert not files._LOADED
+    assert not user_code._LOADED
 
 
 def test_another_process_finds_what_was_loaded(tmp_path):
