@@ -56,7 +56,8 @@ class Segmentation(Job):
         self.held_out = samples(data, "val", CenterCrop(), encoder.image_size)
         self.model, self.train, self.micro_batch = LinearSegmenter(encoder, len(classes)), train, train.batch_size
         self.samples = len(self.training) + len(self.held_out)
-        self.settings = {"source": source, "data": str(data.resolve())}
+        kept = [one.examples.fingerprint() for one in (self.training, self.held_out)]
+        self.settings = {"source": source, "size": encoder.image_size, "classes": classes, "fingerprints": kept}
 
     def batches(self, workers=0, world=SINGLE, **reading):
         size, ranks = self.train.batch_size, {"rank": world.rank, "world": world.size}

@@ -22,7 +22,7 @@ from mimkit.targets import Features, Hog, LowFreqPixels, Pixels, Target
 from mimkit.training.optim import Train
 from mimkit.training.run_folder import FORMAT
 from mimkit.user_code import made_in_python
-from mimkit.views import Normalization, RandomResizedCrop, SimpleResizedCrop, View
+from mimkit.views import CenterCrop, Normalization, RandomResizedCrop, SimpleResizedCrop, View
 
 # Names of recipes and parts, as on the command line, and nowhere else: README's lists, the settings' help and the
 # golden grid are checked against these. A part that is added here is also found in run folders, by its own name.
@@ -100,7 +100,7 @@ def by_own_name(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 PARTS_BY_KIND: dict[str, dict[str, Any]] = {
-    "view": by_own_name(VIEWS),
+    "view": by_own_name(VIEWS) | {"CenterCrop": CenterCrop},
     "mask": by_own_name(MASKS),
     "encoder": {"create_encoder": create_encoder},
     "readout": by_own_name(READOUTS),

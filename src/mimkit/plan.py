@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mimkit.backbones import DenseEncoder, count_parameters
-from mimkit.compose import PYTHON, TRAIN_SETTINGS, VIEWS, description_of, given_statistics, own_parts
+from mimkit.compose import PYTHON, TRAIN_SETTINGS, description_of, given_statistics, own_parts
 from mimkit.data import Cache, Data, ImageList, Samples, TrainBatches, choose_decoder, in_words, split
 from mimkit.data.repeatable import require_repeatable
 from mimkit.errors import naming, refusing_damage
@@ -212,8 +212,7 @@ def plan_pretraining(
         train_images, held_out = split(data, settings.held_out, cache)
     where = in_words(data) if settings.data is None else str(absolute(settings.data))
     recipe, notes = with_channels_of(train_images, recipe, settings)
-    if settings.data is None or type(recipe.view) not in VIEWS.values():  # what mimkit did not write
-        require_repeatable(viewed(train_images, recipe, settings))
+    require_repeatable(viewed(train_images, recipe, settings))
     batch_size, repeats, count = recipe.train.batch_size, settings.repeats, len(train_images)
     if batch_size > count * repeats:
         given = f"{count} training images in {where}" + f" give with --repeats {repeats}" * (repeats > 1)

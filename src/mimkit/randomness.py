@@ -3,6 +3,9 @@
 There is nothing to save for a resume, and nothing depends on the device, the batch or the number of processes.
 """
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -59,3 +62,23 @@ def _network(keys: np.ndarray, values: np.ndarray, sides: np.ndarray) -> np.ndar
         keys = scramble(keys)
         left, right = right, (left + (scramble(keys + right) >> 1)) % sides
     return left * sides + right
+
+
+@contextmanager
+def seeded(rng: np.random.Generator) -> Iterator[None]:
+    """Inside, the global generators of torch (on the CPU), NumPy and Python are seeded from `rng`; after,
+    they are as they were.
+
+    For transforms that draw from these, such as torchvision's, in a view of one's own.
+    """
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    seeds = rng.integers(2**32, size=3).tolist()
+    try:
+        torch.default_generator.manual_seed(seeds[0])
+        np.random.seed(seeds[1])
+        random.seed(seeds[2])
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])

@@ -40,13 +40,17 @@ def record_of(part: Any) -> Any:
     if is_dataclass(part) and not isinstance(part, type):
         values = {field.name: getattr(part, field.name) for field in fields(part) if field.init}
         return {"name": type(part).__name__, "values": {name: record_of(value) for name, value in values.items()}}
+    if callable(part) and not hasattr(part, "__name__") and not isinstance(part, partial):  # an object of a class
+        return {"name": name_of(part), "values": {name: record_of(value) for name, value in vars(part).items()}}
     if callable(part):
         made, bound = (part.func, part.keywords) if isinstance(part, partial) else (part, {})
         values = {name: bound.get(name, default) for name, default in defaults_of(made).items()} | bound
         return {"name": name_of(made), "values": {name: record_of(value) for name, value in values.items()}}
     if isinstance(part, dict):
         return {str(key): record_of(value) for key, value in part.items()}
-    return part if part is None or isinstance(part, bool | int | float | str) else repr(part)
+    if part is None or isinstance(part, bool | int | float | str):
+        return part
+    return type(part).__name__ if " at 0x" in repr(part) else repr(part)  # an address is another one in each process
 
 
 def name_of(made: Callable[..., Any]) -> str:

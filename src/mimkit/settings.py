@@ -3,8 +3,9 @@
 import ast
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -151,7 +152,7 @@ class Settings:
             raise ValueError("--taps names no block")
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise ValueError(f"--mean and --std go together, one number each per channel; got {self.mean}, {self.std}")
-        if self.std is not None and min(self.std) <= 0:
+        if self.std is not None and not all(value > 0 for value in self.std or (0,)):
             raise ValueError(f"--std must be above 0, got {self.std}")
         if self.norm_eps is not None and not 0 < self.norm_eps < 1:
             raise ValueError(f"--norm-eps must lie between 0 and 1, got {self.norm_eps}")
@@ -227,7 +228,7 @@ def as_size(sides: int | Sequence[int] | None) -> tuple[int, int] | None:
     """
     if sides is None:
         return None
-    sides = (sides,) if isinstance(sides, int) else sides
-    if len(sides) not in (1, 2) or min(sides) < 1:
-        raise ValueError(f"--image-size takes one side or a height and a width, all above 0, got {list(sides)}")
-    return sides[0], sides[-1]
+    given: list[Any] = list(sides) if isinstance(sides, Iterable) and not isinstance(sides, str) else [sides]
+    if len(given) not in (1, 2) or not all(isinstance(side, Integral) and int(side) >= 1 for side in given):
+        raise ValueError(f"--image-size takes one side or a height and a width, all above 0, got {given}")
+    return int(given[0]), int(given[-1])

@@ -131,6 +131,8 @@ def running(file: Path) -> Iterator[None]:
     finally:
         if str(file.parent) in sys.path:
             sys.path.remove(str(file.parent))
+    if str(file.parent) not in sys.path:  # for what it imports later; behind everything else
+        sys.path.append(str(file.parent))
     _BESIDE.update({name: PythonFile(path, path.read_bytes()) for name, path in _new_beside(file, before).items()})
 
 

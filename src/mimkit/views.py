@@ -56,8 +56,8 @@ class View(Protocol):
 
     All its randomness comes from `rng`, which is seeded anew for each view from (seed, epoch, image, repeat), so that a
     view is the same in any worker, on any rank and after a resume. A view that draws from a global generator, of torch,
-    NumPy or Python, or from one that it keeps, is refused before training (`require_repeatable`). For a view in a file
-    or a class of your own, seed what it calls from `rng`.
+    NumPy or Python, or from one that it keeps, is refused before training. Transforms that draw from a global one can
+    be called within `mimkit.randomness.seeded(rng)`.
     """
 
     def __call__(self, image: Picture | Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray:

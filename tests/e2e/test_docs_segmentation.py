@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -99,6 +100,19 @@ def test_the_same_command_goes_on_exactly(example, camvid, run, tmp_path, monkey
         example.main("random:resnet18", HERE, data=camvid, out=out, epochs=2)
     with pytest.raises(ValueError, match=r"began with epochs 2, which is 3 now"):
         command(example, camvid, out, epochs=3)
+
+
+def test_other_images_are_noticed(example, camvid, tmp_path):
+    """One more, when a run goes on."""
+    if (camvid / "classes.txt").read_text() != "dark\nbright\n":
+        pytest.skip("the made folder is copied")
+    shutil.copytree(camvid, tmp_path / "camvid")
+    command(example, tmp_path / "camvid", tmp_path / "run", epochs=1)
+    for kind, suffix in (("images", "jpg"), ("annotations", "png")):
+        folder = tmp_path / "camvid" / kind / "train"
+        shutil.copy(folder / f"0.{suffix}", folder / f"x.{suffix}")
+    with pytest.raises(ValueError, match=r"began with settings.fingerprints .* now"):
+        command(example, tmp_path / "camvid", tmp_path / "run", epochs=1)
 
 
 def test_checkpoints_hold_the_head_alone(run):

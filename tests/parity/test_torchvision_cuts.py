@@ -105,7 +105,7 @@ def test_the_source_rectangle_maps_to_the_corners_and_back() -> None:
         height, width = cut.size
         left, top, right, bottom = cut.source
         corners = cut.points(np.array([[left, top], [right, bottom]]))
-        corners = corners[:, ::1] if not cut.flip else np.stack([corners[::-1, 0], corners[:, 1]], axis=1)
+        corners = np.stack([corners[::-1, 0], corners[:, 1]], axis=1) if cut.flip else corners
         np.testing.assert_allclose(corners, [[0, 0], [width, height]], atol=1e-9)
         points = np.random.default_rng(0).random((2, 10, 2)) * 300 - 50
         np.testing.assert_allclose(cut.to_source(cut.points(points)), points, atol=1e-9)

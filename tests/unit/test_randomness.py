@@ -1,4 +1,5 @@
 import itertools
+import random
 import tracemalloc
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from mimkit.randomness import random_orders, sample_keys, scramble, shuffled
+from mimkit.randomness import random_orders, sample_keys, scramble, seeded, shuffled
 
 BITS = 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -283,3 +284,17 @@ def test_a_permutation_costs_what_is_asked_for() -> None:
         tracemalloc.stop()
     assert abs(peaks[1] - peaks[0]) < 1000  # Python's own numbers differ by some bytes
     assert peaks[0] < 100_000
+
+
+def test_seeded_is_a_function_of_its_generator_and_leaves_no_trace():
+    def drawn(seed):
+        with seeded(np.random.default_rng(seed)):
+            return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
+
+    before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
+    assert drawn(0) == drawn(0)
+    assert all(a != b for a, b in zip(drawn(0), drawn(1), strict=True))
+    with pytest.raises(RuntimeError), seeded(np.random.default_rng(0)):
+        torch.rand(1) @ torch.rand(2)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (str(np.random.get_state()), random.getstate())

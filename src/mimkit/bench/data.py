@@ -12,6 +12,7 @@ import torch
 from mimkit.bench.step import Clock, alternate
 from mimkit.data import ImageList, Samples, find_images, write_pack
 from mimkit.data.jpeg import Decoder, choose_decoder
+from mimkit.errors import BadImage
 from mimkit.randomness import scramble
 from mimkit.views import RandomResizedCrop, Size
 
@@ -62,13 +63,13 @@ def bench_data(
 def _reading(images: ImageList, size: Size, decode: Decoder) -> Callable[[], None]:
     """Reads each image as the loader does."""
     samples = Samples(images, view=RandomResizedCrop(), size=size, decode=decode)
-    keys, batch = scramble(torch.arange(len(images))).numpy(), samples.empty(1)
+    keys, pixels = scramble(torch.arange(len(images))).numpy(), samples.empty(1)
 
     def read() -> None:
         for index in range(len(images)):
-            bad = samples.put(batch, range(1), index, keys[index : index + 1])
-            if bad is not None:
-                raise bad
+            read = samples.read(index, keys[index : index + 1], pixels)
+            if isinstance(read, BadImage):
+                raise read
 
     return read
 

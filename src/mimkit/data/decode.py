@@ -6,7 +6,7 @@ import os
 import struct
 import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -152,6 +152,20 @@ def orientation(image: Image.Image) -> int:
         return image.getexif().get(_ORIENTATION, 1)
     except Exception:  # the pixels may be fine all the same
         return 1
+
+
+def is_turned(source: Any) -> bool:
+    """Whether EXIF data turn or mirror an image when it is opened: a file, a file's content, a Pillow image.
+
+    Raises:
+        BadImage: a file cannot be read.
+    """
+    if isinstance(source, Image.Image):
+        return orientation(source) in _UPRIGHT
+    if not isinstance(source, str | Path | bytes):
+        return False
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        return orientation(identify(file, "")) in _UPRIGHT
 
 
 def _on_background(image: Image.Image) -> Image.Image:

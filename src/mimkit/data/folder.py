@@ -137,7 +137,9 @@ def given_splits(images: ImageList) -> np.ndarray | None:
 
 
 def _given(data: Any) -> ImageList:
-    """Images from a list of paths, or in memory."""
+    """Images from a list of paths, or in memory; a list of images as it is."""
+    if isinstance(data, ImageList):
+        return data
     if isinstance(data, list | tuple) and data and all(isinstance(path, str | os.PathLike) for path in data):
         return ImageList(Path(), StringArray.of(str(Path(path).expanduser().absolute()) for path in data))
     store = ImagesInMemory(data)
@@ -164,9 +166,9 @@ def _open_store(data: Location, cache: Cache | None) -> Store | None:
 
 
 def _split_folders(data: Data) -> tuple[ImageList, ImageList] | None:
-    data = located(data) if isinstance(data, str | Path) else ""
-    if isinstance(data, str):
+    if not isinstance(data, str | Path) or isinstance(located(data), str):
         return None
+    data = Path(located(data))
     folders = [data / name for name in HELD_OUT_NAMES if (data / name).is_dir()]
     train = StringArray.of(_walk(data / "train") if folders and (data / "train").is_dir() else [])
     if not len(train):

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from mimkit.data.order import Order
-from mimkit.data.samples import Examples, Inputs, Samples
-from mimkit.data.workers import in_order
-from mimkit.errors import TooManyBadImages
+from mimkit.data.repeatable import require_repeatable
+from mimkit.data.samples import Examples, Inputs, Samples, Viewed
+from mimkit.data.workers import in_order, refuse_unsendable
+from mimkit.errors import BadImage, TooManyBadImages
 from mimkit.randomness import sample_keys, scramble
+from mimkit.views import Cut
 
 MOST_BAD_IN_A_ROW = 100
 
@@ -35,6 +37,7 @@ class Batch:
         keys: int64 [B], one per (seed, epoch, example, repeat), that further random draws, such as masks, start from.
         batch_key: int64 [1], the same for all micro-batches of one training batch.
         indices: int64 [B], positions among the examples.
+        cuts: of each view, where it was cut; None for a view that is no `Crop`.
         skipped: (path, reason) of each unreadable example met.
     """
 
@@ -42,6 +45,7 @@ class Batch:
     keys: Tensor
     batch_key: Tensor
     indices: Tensor
+    cuts: list[Cut | None]
     skipped: list[tuple[str, str]]
 
     def __len__(self) -> int:
@@ -133,6 +137,8 @@ class TrainBatches:
             needed = f" of {self.repeats} views each" if self.repeats > 1 else ""
             raise ValueError(f"a batch of {self.batch_size} cannot be drawn from {len(self.samples)} images{needed}")
         _check(self.workers)
+        if self.workers:
+            refuse_unsendable(self.samples)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -162,7 +168,9 @@ class TrainBatches:
 
         Raises:
             TooManyBadImages: see `micro_batch_at`.
+            ValueError: a view or an example is no function of its key, see `require_repeatable`.
         """
+        require_repeatable(self.samples)
         _ = self._order, self._shards  # computed here once, not by each worker
         numbers = itertools.count(step * self.accumulation)
         return in_order(self.micro_batch_at, numbers, self.workers, prefetch=self.prefetch, pin_memory=self.pin_memory)
@@ -182,24 +190,25 @@ class TrainBatches:
             current, upcoming = order.windows(self.seed, epoch, first, first + own)
             samples.examples.prefetch(self._shards[current], self._shards[upcoming])
         keys = self._view_keys(epoch, indices)
-        views = samples.empty(own * self.repeats)
+        pixels, viewed = samples.empty(own * self.repeats), list[Viewed]()
         skipped: dict[str, str] = {}
         for slot in range(own):
             spares = itertools.count(first + slot + per_step)
             tries = min(MOST_BAD_IN_A_ROW, count + 1)
-            cuts = range(slot * self.repeats, (slot + 1) * self.repeats)
-            while (bad := samples.put(views, cuts, indices[slot], keys[cuts.start : cuts.stop])) is not None:
-                skipped[bad.path] = bad.reason
+            slots = slice(slot * self.repeats, (slot + 1) * self.repeats)
+            while isinstance(read := samples.read(indices[slot], keys[slots], pixels[slots]), BadImage):
+                skipped[read.path] = read.reason
                 tries -= 1
                 if tries == 0:
                     raise TooManyBadImages(
-                        f"{min(MOST_BAD_IN_A_ROW, count)} images in a row cannot be read; the last: {bad}"
+                        f"{min(MOST_BAD_IN_A_ROW, count)} images in a row cannot be read; the last: {read}"
                     )
                 indices[slot : slot + 1] = order.at(self.seed, epoch, np.array([next(spares) % count]))
-                keys[cuts.start : cuts.stop] = self._view_keys(epoch, indices[slot : slot + 1])
+                keys[slots] = self._view_keys(epoch, indices[slot : slot + 1])
+            viewed += read
         # No example has these indices, and -1 is the order's.
         batch_key = _example_keys(self.seed, epoch, np.array([-2 - place // self.accumulation]))
-        return _batch(samples.tensors(views, len(keys)), keys, batch_key, indices.repeat(self.repeats), skipped)
+        return _batch(samples, pixels, viewed, keys, batch_key, indices.repeat(self.repeats), skipped)
 
     def reading_times(self) -> list[float]:
         """Seconds that this process needs for each of up to 64 images, decoded and cut into all views, for about 1 s.
@@ -235,7 +244,7 @@ class TrainBatches:
 def load_in_order(samples: Samples, *, workers: int = 0, batch_size: int = 256) -> Iterator[Batch]:
     """All readable examples once, in order, the last batch smaller; the others are left out and reported as skipped.
 
-    A batch of bad examples only has B = 0, and no annotations. Keys are those of seed 0 and epoch 0.
+    A batch of bad examples only has B = 0, and "images" only. Keys are those of seed 0 and epoch 0.
 
     Raises:
         ValueError: a value out of range.
@@ -251,16 +260,17 @@ def _read_in_order(samples: Samples, batch_size: int, step: int) -> Batch:
     indices = np.arange(step * batch_size, min((step + 1) * batch_size, len(samples)))
     keys = _example_keys(0, 0, indices)
     _prefetch(samples.examples, indices, indices[-1] + 1 + np.arange(4 * batch_size))
-    views = samples.empty(len(indices))
+    pixels, viewed = samples.empty(len(indices)), list[Viewed]()
     good: list[int] = []
     skipped: dict[str, str] = {}
     for i in range(len(indices)):
-        bad = samples.put(views, range(len(good), len(good) + 1), indices[i], keys[i : i + 1])
-        if bad is None:
-            good.append(i)
+        read = samples.read(indices[i], keys[i : i + 1], pixels[len(good) : len(good) + 1])
+        if isinstance(read, BadImage):
+            skipped[read.path] = read.reason
         else:
-            skipped[bad.path] = bad.reason
-    return _batch(samples.tensors(views, len(good)), keys[good], keys[:1], indices[good], skipped)
+            good.append(i)
+            viewed += read
+    return _batch(samples, pixels[: len(good)], viewed, keys[good], keys[:1], indices[good], skipped)
 
 
 def _prefetch(examples: Examples, current: np.ndarray, upcoming: np.ndarray) -> None:
@@ -271,10 +281,17 @@ def _prefetch(examples: Examples, current: np.ndarray, upcoming: np.ndarray) -> 
 
 
 def _batch(
-    tensors: Inputs, keys: np.ndarray, batch_key: np.ndarray, indices: np.ndarray, skipped: dict[str, str]
+    samples: Samples,
+    pixels: np.ndarray,
+    viewed: list[Viewed],
+    keys: np.ndarray,
+    batch_key: np.ndarray,
+    indices: np.ndarray,
+    skipped: dict[str, str],
 ) -> Batch:
     own, shared, positions = (torch.from_numpy(array) for array in (keys, batch_key, indices))
-    return Batch(tensors, own, shared, positions, list(skipped.items()))
+    tensors, cuts = samples.tensors(pixels, viewed), [one.cut for one in viewed]
+    return Batch(tensors, own, shared, positions, cuts, list(skipped.items()))
 
 
 def _example_keys(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Images in memory or from a data set of one's own: arrays, tensors, torch data sets, lists of images.
 
-Pixels are kept in 8 bits. Integers must lie within 0..255, floats within 0..1, which are rounded to 256 levels. Of an
-image of three axes, the smaller one of the first and the last is its channels; equal, a tensor's are the first.
+Pixels are kept in 8 bits. Integers must lie within 0..255, floats within 0..1, which are rounded to 256 levels. A
+tensor's channels are its first axis, but for a last one of 1, 3 or 4 with a first that is none of these; an array's are
+the smaller one of the first and the last, the last where they are equal.
 
 Shapes: N images, C channels, H W pixels.
 """
@@ -77,19 +78,19 @@ class ImagesInMemory:
                 )
             pixels, note = eight_bits(images, in_words(images))
             self.images: Any = torch.from_numpy(channels_last(pixels, isinstance(images, Tensor)))
-            n, height, width, channels = self.images.shape
-            if speaking():
-                taken = f"{n} images of {height} x {width} pixels, {channels} channels{note}"
-                print(f"{in_words(data)}: {taken}", file=sys.stderr)
         else:
-            self.images = images
+            self.images, note = images, ""
         if not len(self.images):
             raise ValueError(f"no images in {in_words(data)}")
         self.names = StringArray.of(map(str, range(len(self.images))))
         self.labels, self.classes = labels, classes
         if labels is not None and len(labels) != len(self.images):
             raise ValueError(f"{len(labels)} labels for {len(self.images)} images in {in_words(data)}")
-        self.channels = self._channels()
+        first, (height, width, channels) = self._first()
+        self.channels = None if isinstance(first, Image.Image) else channels
+        if speaking():
+            such = f"{len(self.images)} images, the first of {height} x {width} pixels with {channels} channels"
+            print(f"{in_words(data)}: {such}{note}", file=sys.stderr)
 
     def read(self, position: int) -> Picture:
         """One image.
@@ -113,12 +114,11 @@ class ImagesInMemory:
                 digest.update(str(pixels.shape).encode() + pixels.tobytes())
         return digest.digest()
 
-    def _channels(self) -> int | None:
-        """Of the first image that can be read; None for Pillow images, which are read as files are."""
+    def _first(self) -> tuple[Any, tuple[int, ...]]:
+        """The first image that can be read, as it is, and its (H, W, C)."""
         for position in range(len(self.images)):
             with contextlib.suppress(BadImage):
-                item = self._item(position)
-                return None if isinstance(item, Image.Image) else self._pixels(position).shape[2]
+                return image_in(self._item(position)), self._pixels(position).shape
         raise ValueError(f"none of the images in {in_words(self.images)} can be read")
 
     def _item(self, position: int) -> Any:
@@ -166,7 +166,10 @@ def targets_of(data: Any) -> tuple[np.ndarray | None, Sequence[str] | None]:
     label = getattr(data, "features", {}).get("label") if isinstance(getattr(data, "features", {}), dict) else None
     if label is not None:
         return np.asarray(data["label"]), getattr(label, "names", None)
-    targets = np.asarray(getattr(data, "targets", ()))
+    try:
+        targets = np.asarray(getattr(data, "targets", ()))
+    except ValueError:  # as many as each image has
+        return None, None
     if targets.ndim != 1 or targets.dtype.kind not in "iu" or not len(targets):
         return None, None
     return targets, getattr(data, "classes", None)
@@ -180,16 +183,20 @@ def numbered(labels: np.ndarray, names: Sequence[str] | None) -> tuple[np.ndarra
     return positions.astype(np.int64), [str(name) for name in classes]
 
 
+def image_in(item: Any) -> Any:
+    """What a data set hands out as image: its item, the first of it, or what is under "image"."""
+    if isinstance(item, tuple | list) and item:
+        return item[0]
+    return item.get("image", item) if isinstance(item, dict) else item
+
+
 def image_of(item: Any, name: str) -> np.ndarray:
     """The image in a data set's item, alone, first of a tuple or under "image": uint8 [H, W, C].
 
     Raises:
         ValueError: there is none, or its pixels are out of range.
     """
-    if isinstance(item, tuple | list) and item:
-        item = item[0]
-    if isinstance(item, dict):
-        item = item.get("image", item)
+    item = image_in(item)
     if isinstance(item, Image.Image):
         grey = item.mode in ("1", "L", "F") or item.mode.startswith("I")
         pixels = np.asarray(in_mode(item, "L" if grey else "RGB"))
@@ -204,7 +211,7 @@ def channels_last(images: np.ndarray, is_tensor: bool) -> np.ndarray:
     if images.ndim == 3:
         return np.ascontiguousarray(images)[..., None]
     first, last = images.shape[1], images.shape[3]
-    channels_first = first < last or (first == last and is_tensor)
+    channels_first = (first in (1, 3, 4) or last not in (1, 3, 4)) if is_tensor else first < last
     return np.ascontiguousarray(np.moveaxis(images, 1, 3) if channels_first else images)
 
 
@@ -255,6 +262,10 @@ def in_words(data: Any) -> str:
     """A path or URL as it is; anything else by its type, shape and length."""
     if isinstance(data, str | Path):
         return str(data)
+    if isinstance(data, list | tuple) and data and all(isinstance(path, str | Path) for path in data):
+        return f"{len(data)} paths"
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, np.ndarray | Tensor) for part in data):
+        return f"{in_words(data[0])}, with labels"
     if isinstance(data, np.ndarray | Tensor):
         kind = "tensor" if isinstance(data, Tensor) else "array"
         return f"{str(data.dtype).removeprefix('torch.')} {kind} {list(data.shape)} in memory"

@@ -1,23 +1,23 @@
 """What one example is, and how a view makes tensors of all of it alike.
 
 An example is a mapping of names to values, which become the model's inputs of the same names. "images" is its picture;
-what follows the picture where a view cuts it is an `Annotation`: `PixelMap`, `Boxes`, `Points`. Anything else, a number
+what follows the picture where a view cuts it is an `Annotation`, see `mimkit.data.annotated`. Anything else, a number
 or an array, is taken as it is.
 
-Shapes: B batch, C channels, H W pixels of a view, h w pixels of an image.
+Shapes: B batch, C channels, H W pixels of a view.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mimkit.data.decode import read_values
+from mimkit.data.decode import is_turned
 from mimkit.data.jpeg import Decoder, open_image
 from mimkit.errors import BadImage, naming
 from mimkit.files import Location
@@ -43,69 +43,6 @@ class Annotation(ABC):
         """The annotation of a view, for an image of (width, height)."""
 
 
-@dataclass(frozen=True, eq=False)
-class PixelMap(Annotation):
-    """A value for each pixel of an image, such as class ids, instance ids or depths; cut to the nearest pixel.
-
-    Args:
-        values: [h, w] or [h, w, K], of the image's size. In a batch [B, H, W] or [B, H, W, K], of the same type.
-    """
-
-    stacked: ClassVar[bool] = True
-    values: np.ndarray
-
-    def cut(self, cut: Cut, image_size: tuple[int, int]) -> "PixelMap":
-        if self.values.shape[1::-1] != image_size:
-            width, height = self.values.shape[1::-1]
-            raise ValueError(f"a map of {width} x {height} pixels for an image of {image_size[0]} x {image_size[1]}")
-        return PixelMap(cut.mask(self.values))
-
-
-class PixelMapFiles:
-    """Maps in image files such as PNG, read when they are asked for: a column of `Annotated`.
-
-    Args:
-        paths: one for each image.
-    """
-
-    def __init__(self, paths: Iterable[str | Path]) -> None:
-        self.paths = [str(path) for path in paths]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> PixelMap:
-        return PixelMap(read_values(self.paths[index]))
-
-
-@dataclass(frozen=True, eq=False)
-class Boxes(Annotation):
-    """Boxes in an image, clipped to the view; those outside of it are kept, with a width or height of 0.
-
-    Args:
-        values: [N, 4], left, top, right, bottom in pixels, see `mimkit.views`. In a batch a list of float32 [N, 4].
-    """
-
-    values: np.ndarray
-
-    def cut(self, cut: Cut, image_size: tuple[int, int]) -> "Boxes":
-        return Boxes(cut.boxes(self.values))
-
-
-@dataclass(frozen=True, eq=False)
-class Points(Annotation):
-    """Points in an image, such as joints; some may lie outside of the view.
-
-    Args:
-        values: [..., 2], x and y in pixels, see `mimkit.views`. In a batch a list of float32 [..., 2].
-    """
-
-    values: np.ndarray
-
-    def cut(self, cut: Cut, image_size: tuple[int, int]) -> "Points":
-        return Points(cut.points(self.values))
-
-
 class Examples(ABC):
     """Examples by number. Pickled to a data worker, it opens its files again there."""
 
@@ -124,6 +61,14 @@ class Examples(ABC):
             BadImage: it cannot be read; another one takes its place, and it is counted as skipped.
             ValueError: something in it is wrong, which ends the run.
         """
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Examples":
+        """Some of the examples, in the order given."""
+        return Chosen(self, np.asarray(indices, dtype=np.int64))
+
+    def fingerprint(self) -> str:
+        """What changes when the examples do, as far as that is known without reading them: SHA-256 of their paths."""
+        return hashlib.sha256("\0".join(str(self.path(index)) for index in range(len(self))).encode()).hexdigest()
 
     @property
     def shards(self) -> np.ndarray | None:
@@ -144,61 +89,55 @@ class Examples(ABC):
         return None
 
 
-class Column(Protocol):
-    """One value for each image: a list, an array, or what reads a value from a file when it is asked for."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...
-
-
-class Annotated(Examples):
-    """Images with annotations, one column for each.
+class Chosen(Examples):
+    """Some of other examples.
 
     Args:
-        images: the images.
-        columns: by name: numbers, arrays or annotations.
-
-    Raises:
-        ValueError: a column is not as long as the images are many, or is called "images".
+        examples: the others.
+        indices: int64 [N], positions among them.
     """
 
-    def __init__(self, images: Examples, /, **columns: Column) -> None:
-        if "images" in columns:
-            raise ValueError("no column can be called images: that is what the pictures are called")
-        for name, column in columns.items():
-            if len(column) != len(images):
-                raise ValueError(f"{len(column)} {name} for {len(images)} images")
-        self.images, self.columns = images, columns
+    def __init__(self, examples: Examples, indices: np.ndarray) -> None:
+        self.examples, self.indices = examples, indices
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.indices)
 
     def path(self, index: int) -> Location:
-        return self.images.path(index)
+        return self.examples.path(int(self.indices[index]))
 
     def example(self, index: int) -> Example:
-        example = {**self.images.example(index)}
-        for name, column in self.columns.items():
-            try:
-                example[name] = column[index]
-            except BadImage as error:
-                raise BadImage(error.path, f"{name}: {error}") from error
-        return example
+        return self.examples.example(int(self.indices[index]))
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.examples.fingerprint().encode() + self.indices.tobytes()).hexdigest()
 
     @property
     def shards(self) -> np.ndarray | None:
-        return self.images.shards
+        return self.examples.shards_of(self.indices)
 
     def shards_of(self, indices: np.ndarray) -> np.ndarray | None:
-        return self.images.shards_of(indices)
+        return self.examples.shards_of(self.indices[indices])
 
     def prefetch(self, current: np.ndarray, upcoming: np.ndarray) -> None:
-        self.images.prefetch(current, upcoming)
+        self.examples.prefetch(current, upcoming)
 
     @property
     def channels(self) -> int | None:
-        return self.images.channels
+        return self.examples.channels
+
+
+@dataclass(frozen=True, eq=False)
+class Viewed:
+    """What a view has beside its pixels.
+
+    Args:
+        others: the example's annotations, cut, and its numbers and arrays, by name.
+        cut: where it was cut; None for a view that is no `Crop`.
+    """
+
+    others: Example
+    cut: Cut | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,25 +165,27 @@ class Samples:
     def __post_init__(self) -> None:
         have = self.examples.channels
         if have in (None, 1, 3) and self.channels not in (1, 3):
-            raise ValueError(f"images are read with 1 or 3 channels, got {self.channels}")
+            raise ValueError(f"image files are read with 1 or 3 channels, got {self.channels}")
         if have not in (None, 1, 3, self.channels):
             raise ValueError(f"images of {have} channels cannot be read with {self.channels}")
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def empty(self, count: int) -> dict[str, Any]:
-        """Room for so many views, which `put` fills and `tensors` hands out."""
-        return {"images": np.empty((count, *self.size, self.channels), dtype=np.uint8)}
+    def empty(self, count: int) -> np.ndarray:
+        """Room for the pixels of so many views: uint8 [count, H, W, C]."""
+        return np.empty((count, *self.size, self.channels), dtype=np.uint8)
 
-    def put(self, batch: dict[str, Any], slots: range, index: int | np.int64, keys: np.ndarray) -> BadImage | None:
-        """Read one example and put its view for each key into a slot of a batch, or return why it cannot be read.
+    def read(self, index: int | np.int64, keys: np.ndarray, pixels: np.ndarray) -> list[Viewed] | BadImage:
+        """Read one example, and take its view for each key.
 
         Args:
-            batch: from `empty`.
-            slots: one for each key.
             index: of the example.
-            keys: int64 [slots], what each view is drawn from.
+            keys: int64 [K], what each view is drawn from.
+            pixels: uint8 [K, H, W, C], where they are written to.
+
+        Returns:
+            What else each of the K views has; or why the example cannot be read.
 
         Raises:
             ValueError: the view made something else than was asked for, or cannot cut an annotation.
@@ -252,70 +193,89 @@ class Samples:
         index = int(index)
         try:
             example = {**self.examples.example(index)}
-            picture = open_image(example.pop("images"), self.channels, decode=self.decode)
-        except BadImage as error:
+            source = example.pop("images")
+            picture = open_image(source, self.channels, decode=self.decode)
+            if any(isinstance(value, Annotation) for value in example.values()) and is_turned(source):
+                raise BadImage("", "turned by its EXIF data, and its annotations may be of the pixels as stored")
+            return [self._view(picture, example, *pair) for pair in zip(keys.tolist(), pixels, strict=True)]
+        except BadImage as error:  # some formats decode only when a view is cut
             return BadImage(self.examples.path(index), error.reason)
-        for slot, key in zip(slots, keys, strict=True):
-            try:
-                pixels, others = self._view_of(picture, example, np.random.default_rng(int(key) % 2**64))
-            except BadImage as error:  # some formats decode only when a view is cut
-                return BadImage(self.examples.path(index), error.reason)
-            except Exception as error:
-                error.add_note(f"while making a view of {self.examples.path(index)}")
-                raise
-            if pixels.ndim == 2:
-                pixels = pixels[:, :, None]
-            if pixels.shape != (*self.size, self.channels):
-                made = f"the view made {pixels.shape} of {self.examples.path(index)}"
-                raise ValueError(f"{made}, expected {(*self.size, self.channels)}")
-            batch["images"][slot] = pixels
-            for name, value in others.items():
-                batch.setdefault(name, [None] * len(batch["images"]))[slot] = value
-        return None
+        except Exception as error:
+            error.add_note(f"while making a view of {self.examples.path(index)}")
+            raise
 
-    def tensors(self, batch: dict[str, Any], count: int) -> Inputs:
-        """The first `count` views of a batch: "images" uint8 [B, C, H, W], channels last in memory as decoders write
-        them; the others by name, stacked where they are numbers or `PixelMap`, else a list of a tensor for each."""
-        images = torch.from_numpy(batch["images"][:count]).permute(0, 3, 1, 2)
-        others = {name: collated(name, values[:count]) for name, values in batch.items() if name != "images"}
-        return {"images": images, **others}
+    def tensors(self, pixels: np.ndarray, viewed: Sequence[Viewed]) -> Inputs:
+        """What was read, as a batch has it.
 
-    def _view_of(self, picture: Picture, annotations: Example, rng: np.random.Generator) -> tuple[np.ndarray, Example]:
-        if isinstance(self.view, Crop):
-            cut, size = self.view.draw(picture.size, self.size, rng), picture.size
-            pixels, others = cut.image(picture), {**annotations}
-            for name, value in others.items():
-                if isinstance(value, Annotation):
-                    with naming(name):
-                        others[name] = value.cut(cut, size)
-            return pixels, others
-        for name, value in annotations.items():
+        Returns:
+            "images", uint8 [B, C, H, W], channels last in memory as decoders write them; the others by name, stacked
+            where they are numbers or say so, else a list of a tensor for each.
+        """
+        names = dict.fromkeys(name for one in viewed for name in one.others)
+        others = {name: collated(name, [one.others.get(name) for one in viewed]) for name in names}
+        return {"images": torch.from_numpy(pixels).permute(0, 3, 1, 2), **others}
+
+    def _view(self, picture: Picture, example: Example, key: int, out: np.ndarray) -> Viewed:
+        rng = np.random.default_rng(key % 2**64)
+        if isinstance(self.view, Crop) and type(self.view).__call__ is Crop.__call__:
+            cut = self.view.draw(picture.size, self.size, rng)
+            out[:] = self._checked(cut.image(picture))
+            return Viewed({name: cut_alike(name, value, cut, picture.size) for name, value in example.items()}, cut)
+        for name, value in example.items():
             if isinstance(value, Annotation):
                 raise ValueError(
                     f"the view {name_of(self.view)} does not say where it cuts, so that {name} cannot follow the "
-                    "image: it must be a mimkit.views.Crop"
+                    "image: it must be a mimkit.views.Crop that only draws"
                 )
-        return self.view(picture, self.size, rng), annotations
+        out[:] = self._checked(self.view(picture, self.size, rng))
+        return Viewed(example, None)
+
+    def _checked(self, pixels: np.ndarray) -> np.ndarray:
+        """What a view has made, as [H, W, C]."""
+        pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+        expected = (*self.size, self.channels)
+        if pixels.shape != expected or pixels.dtype != np.uint8:
+            made = f"{pixels.dtype} {pixels.shape}"
+            raise ValueError(f"the view {name_of(self.view)} made {made}, expected uint8 {expected}")
+        return pixels
+
+
+def cut_alike(name: str, value: Any, cut: Cut, image_size: tuple[int, int]) -> Any:
+    """An annotation where an image of (width, height) was cut; a number or an array as it is."""
+    if not isinstance(value, Annotation):
+        return value
+    with naming(name):
+        return value.cut(cut, image_size)
 
 
 def collated(name: str, values: Sequence[Any]) -> Tensor | list[Tensor]:
     """An annotation of several views: one tensor where it is a number or stacked, else a list of tensors.
 
     Raises:
-        ValueError: some of the examples lack it.
+        ValueError: some of the examples lack it, are unlike in shape, or it is nothing that a tensor holds.
     """
     if any(value is None for value in values):
         raise ValueError(f"some examples have {name} and others do not")
     arrays = [np.asarray(value.values if isinstance(value, Annotation) else value) for value in values]
+    for array in arrays:
+        if array.dtype.kind not in "biuf":
+            raise ValueError(
+                f"{name} holds {array.dtype}, which no tensor does: numbers, arrays or annotations are needed"
+            )
     if all(value.stacked if isinstance(value, Annotation) else np.ndim(value) == 0 for value in values):
-        return _tensor(np.stack(arrays)) if arrays else []
+        shapes = sorted({array.shape for array in arrays})
+        if len(shapes) > 1:
+            raise ValueError(f"{name} of shapes {shapes[0]} and {shapes[-1]} cannot be stacked to one tensor")
+        return _tensor(np.stack(arrays))
     return [_tensor(array) for array in arrays]
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    """float64 as float32, and what torch computes little with, uint16 and uint32, as signed integers."""
-    smaller: dict[str, Any] = {"float64": np.float32, "uint16": np.int32, "uint32": np.int64}
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=smaller.get(array.dtype.name, array.dtype)))
+    """float64 as float32; uint16 and uint32, for which torch has few operations, as wider signed integers."""
+    other: dict[str, Any] = {"float64": np.float32, "uint16": np.int32, "uint32": np.int64}
+    return torch.from_numpy(
+        np.ascontiguousarray(array, dtype=other.get(array.dtype.name, array.dtype.newbyteorder("=")))
+    )
 
 
 def name_of(view: View) -> str:

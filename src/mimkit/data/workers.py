@@ -49,8 +49,7 @@ def in_order(
     if workers == 0:
         yield from map(make, numbers)
         return
-    if multiprocessing.get_start_method() != "fork":
-        refuse_unsendable(make)
+    refuse_unsendable(make)
     loader = DataLoader(
         _Numbered(make),
         sampler=numbers,
@@ -75,11 +74,13 @@ def in_order(
 
 
 def refuse_unsendable(value: object) -> None:
-    """Check up front that a value can be sent to a process that is no fork of this one.
+    """Check up front that a value can be sent to data workers, where they are no forks of this process.
 
     Raises:
         CannotBeSent: it holds what has no name, such as a lambda, or one that only this process knows.
     """
+    if multiprocessing.get_start_method() == "fork":
+        return
     try:
         _DryRun(_Nowhere()).dump(value)
     except CannotBeSent:

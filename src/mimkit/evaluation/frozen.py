@@ -53,7 +53,8 @@ def probe(
     with naming("--data"):
         train, test = split(data, held_out)
     if train.labels is None or test.labels is None:
-        raise ValueError(f"--data {in_words(data)} has no class folders: a probe needs labels")
+        lacks = "class folders" if isinstance(data, str | Path) else "labels"
+        raise ValueError(f"--data {in_words(data)} has no {lacks}: a probe needs labels")
     if not len(test):
         raise ValueError(f"--held-out {held_out} leaves no image of {in_words(data)} to score on")
     labelled = []

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mimkit.errors import DataUnreachable, TrainingStopped
+from mimkit.files import home
 from mimkit.records import record_of
 from mimkit.report import write_report
 from mimkit.training.auto_workers import Tuning, tuned
@@ -23,7 +24,7 @@ from mimkit.training.job import Job, differences
 from mimkit.training.loggers import require_loggers, tensorboard_sink
 from mimkit.training.loop import fit
 from mimkit.training.machine import Machine
-from mimkit.training.recorder import Callback
+from mimkit.training.recorder import Callback, require_callable
 from mimkit.training.run_folder import FORMAT, Run, refuse_nonempty
 
 DEFAULT_MACHINE = Machine()
@@ -47,7 +48,7 @@ def on_machine(machine: Machine) -> Iterator[tuple[torch.device, World]]:
 
 def start_or_resume(
     make: Callable[[torch.device, World], Job],
-    out: Path,
+    out: str | Path,
     machine: Machine = DEFAULT_MACHINE,
     *,
     callbacks: Sequence[Callback] = (),
@@ -63,6 +64,7 @@ def start_or_resume(
     Raises:
         See `start` and `resume`.
     """
+    out = home(out)
     with on_machine(machine) as (device, world):
         there = world.on_main((out / "run.json").is_file)
         if not there:
@@ -99,6 +101,7 @@ def start(
         FileExistsError: the folder is not empty.
         TrainingStopped: the run cannot continue.
     """
+    require_callable(callbacks)
     job, tuning = tuned(job, machine, device, world)
 
     def create() -> None:
@@ -125,6 +128,7 @@ def resume(
     Raises:
         ValueError: its kind or its training values are not those that the run began with.
     """
+    require_callable(callbacks)
     if job.kind != run.kind:
         raise ValueError(f"{run.folder} is a run of kind {run.kind}, and this job is of kind {job.kind}")
     for name, then, now in differences(asdict(run.train), asdict(job.train)):
@@ -194,7 +198,7 @@ def run_facts(job: Job, tuning: Tuning, device: torch.device, world: World) -> d
     Raises:
         ValueError: there is no step in an epoch, or the job's facts have a name of those of every run.
     """
-    steps_per_epoch = job.batches().steps_per_epoch
+    steps_per_epoch = job.batches(tuning.workers, world).steps_per_epoch
     if steps_per_epoch < 1:
         raise ValueError(f"--batch-size {job.train.batch_size} is more than there is to train on: an epoch has no step")
     own = job.facts()

@@ -61,7 +61,7 @@ class Recorder:
             self.run.log(row)
             for sink in [*self.sinks]:
                 try:
-                    sink(row)
+                    sink(dict(row))
                 except Exception as error:
                     self.sinks.remove(sink)
                     self.failed = self.failed or (sink, error)
@@ -135,6 +135,12 @@ class Recorder:
                 f"{len(known)} of {self.samples} images could not be read, more than the "
                 f"--skipped-share {self.skipped_share:g} that is allowed; the last one: {unreadable[-1][0]}"
             )
+
+
+def require_callable(callbacks: Sequence[Callback]) -> None:
+    """Raise ValueError for callbacks that are no list of functions."""
+    if callable(callbacks) or not all(callable(callback) for callback in callbacks):
+        raise ValueError(f"callbacks takes a list of functions of a row, got {callbacks!r}")
 
 
 def compared_with_untrained(row: Row, run: Run) -> str:

@@ -40,11 +40,12 @@ def loaded(data: Any, channels: int, size: tuple[int, int] = (12, 16)) -> torch.
 def test_tensors_and_arrays_are_the_same_pixels(channels: int, capsys: pytest.CaptureFixture[str]) -> None:
     first = torch.from_numpy(RNG.integers(256, size=(6, channels, 12, 16), dtype=np.uint8))
     last = first.permute(0, 2, 3, 1)
-    forms = [first, first.numpy(), last, last.numpy(), first.int(), first.numpy().astype(np.int64), first.float() / 255]
+    forms = [first, first.numpy(), last.numpy(), first.int(), first.numpy().astype(np.int64), first.float() / 255]
+    forms = [last, *forms] if channels in (1, 3) else forms  # a tensor's channels are its first but for these
     for form in forms:
         assert torch.equal(loaded(form, channels), first)
         assert find_images(form).channels == channels
-        assert f"6 images of 12 x 16 pixels, {channels} channels" in capsys.readouterr().err
+        assert f"6 images, the first of 12 x 16 pixels with {channels} channels" in capsys.readouterr().err
     assert "0..1 rounded to 8 bits" in capture(capsys, forms[-1])
     assert "rounded" not in capture(capsys, forms[0])
 
@@ -187,7 +188,8 @@ def test_labels() -> None:
     assert labels(find_images(named)) == ([0, 1, 1], ["cat", "dog", "emu"])
     assert labels(find_images(Subset(named, [2, 0]))) == ([1, 0], ["cat", "dog", "emu"])
     assert labels(find_images(ConcatDataset([named, named]))) == (None, None)
-    assert labels(find_images(Pictures([x[0]] * 2, targets=[[0, 1], [1, 2]]))) == (None, None)  # several each
+    for several in ([[0, 1], [1, 2]], [[0, 1], [1]]):
+        assert labels(find_images(Pictures([x[0]] * 2, targets=several))) == (None, None)
 
 
 def labels(images: ImageList) -> tuple[list[int] | None, list[str] | None]:
@@ -211,12 +213,14 @@ def test_split_and_fingerprint() -> None:
     more, _ = split(np.concatenate([pixels, pixels]), 0.2)  # more images move none
     assert list(train.paths) == list(more.paths)[: len(train)]
     assert len(find_all(pixels)) == 50
+    assert find_images(torch.from_numpy(pixels).repeat(1, 22, 4, 4)).channels == 66  # features, not pixels
     changed = pixels.copy()
     changed[int(train.paths[3])] += 1
     assert split(pixels.copy(), 0.2)[0].fingerprint() == train.fingerprint()
     assert split(changed, 0.2)[0].fingerprint() != train.fingerprint()
     assert split(changed, 0.2)[1].fingerprint() == held_out.fingerprint()
-    dataset, other = (Pictures(list(torch.from_numpy(one))) for one in (pixels, changed[::-1].copy()))
+    changed[0] += 1  # of a data set the first is among those that are looked at
+    dataset, other = (Pictures(list(torch.from_numpy(one))) for one in (pixels, changed))
     assert find_images(dataset).fingerprint() == find_images(Pictures(dataset.items)).fingerprint()
     assert find_images(dataset).fingerprint() != find_images(other).fingerprint()
 
@@ -258,7 +262,9 @@ def test_packs_are_made_from_files(tmp_path: Path) -> None:
 
 def test_words(tmp_path: Path) -> None:
     assert in_words(tmp_path) == str(tmp_path)
+    assert in_words([tmp_path, "b.png"]) == "2 paths"
     assert in_words("s3://bucket/x.tar") == "s3://bucket/x.tar"
     assert in_words(torch.zeros(2, 3, 4, 5)) == "float32 tensor [2, 3, 4, 5] in memory"
     assert in_words(np.zeros((2, 3))) == "float64 array [2, 3] in memory"
+    assert in_words((np.zeros((2, 3)), np.zeros(2))) == "float64 array [2, 3] in memory, with labels"
     assert in_words(Pictures([1, 2])) == "Pictures of length 2 in memory"
