@@ -9,6 +9,9 @@ from mimkit.files import home
 from mimkit.typed import check_types
 
 
+MOST_WORKERS = 1024
+
+
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """Options that may differ from machine to machine without changing results.
@@ -48,5 +51,7 @@ class Machine:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"{flag(name)} must be at least 0, got {value}")
+        if self.workers is not None and self.workers > MOST_WORKERS:
+            raise ValueError(f"--workers must be at most {MOST_WORKERS}, got {self.workers}")
         if self.cache_gb is not None and self.cache_gb <= 0:
             raise ValueError(f"--cache-gb must be above 0, got {self.cache_gb}")
