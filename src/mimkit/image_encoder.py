@@ -69,7 +69,7 @@ class ImageEncoder(nn.Module):
         """Images [B, C, H, W] to the normed latent of the last block, nothing hidden.
 
         Args:
-            images: uint8, or floats already normalised; float64 becomes float32.
+            images: uint8, or floats that `normalization.apply` has normalised (not 0..1); float64 becomes float32.
 
         Raises:
             TypeError: they are no tensor, or of another type.

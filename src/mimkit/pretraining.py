@@ -1,6 +1,7 @@
 """Pre-training: a request started in a new run folder, or continued from one."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ from mimkit.training.distributed import World, torchrun_job
 from mimkit.training.machine import Machine
 from mimkit.training.recorder import Callback
 from mimkit.training.run_folder import Run, refuse_nonempty
+from mimkit.typed import given_as
 
 
 def pretrain(
@@ -59,6 +61,12 @@ def pretrain(
         ValueError, FileNotFoundError, FileExistsError: a request that cannot be met; nothing has been written.
         TrainingStopped: the run cannot continue.
     """
+    if not isinstance(settings, Settings | None):
+        raise TypeError(f"settings must be a mimkit.Settings, got {given_as(settings)}: images are given as data=")
+    if not isinstance(machine, Machine):
+        raise TypeError(f"machine must be a mimkit.Machine, got {given_as(machine)}")
+    if not isinstance(out, str | os.PathLike | None):
+        raise TypeError(f"out must be a path, got {given_as(out)}")
     refuse_unknown("pretrain", values, [*Settings.__dataclass_fields__, *Machine.__dataclass_fields__])
     own = {name: value for name, value in values.items() if name in Settings.__dataclass_fields__}
     machine = replace(machine, **{name: value for name, value in values.items() if name not in own})

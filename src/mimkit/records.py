@@ -45,6 +45,10 @@ def record_of(part: Any) -> Any:
     if callable(part):
         made, bound = (part.func, part.keywords) if isinstance(part, partial) else (part, {})
         values = {name: bound.get(name, default) for name, default in defaults_of(made).items()} | bound
+        if isinstance(part, partial) and part.args:
+            values["*"] = part.args
+        if hasattr(made, "__self__"):
+            values["self"] = made.__self__
         return {"name": name_of(made), "values": {name: record_of(value) for name, value in values.items()}}
     if isinstance(part, dict):
         return {str(key): record_of(value) for key, value in part.items()}

@@ -45,7 +45,7 @@ class Settings:
         ValueError: a value of another type, or out of bounds; the message names its flag.
     """
 
-    data: str | Path | None = None
+    data: Annotated[str | Path | None, arg(metavar="PATH|URL", help_behavior_hint="(required)")] = None
     """Folder of images, nested any way; a text file that lists them; a file of mimkit pack; .tar or
     .parquet shards: "shards/train-{000..012}.tar", or a folder of them, here or at a URL (https, s3, gs, hf); a folder
     that Hugging Face's `datasets` has saved. Needed by `mimkit pretrain`; in Python data can be handed to
@@ -132,8 +132,8 @@ class Settings:
     """Share of unreadable training images at which the run stops."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.data, str | os.PathLike | None) or self.data == "":
-            in_memory = "" if self.data == "" else ": hand data in memory to pretrain(data=...)"
+        if not isinstance(self.data, str | os.PathLike | None) or (isinstance(self.data, str) and not self.data):
+            in_memory = "" if isinstance(self.data, str) else ": hand data in memory to pretrain(data=...)"
             raise ValueError(f"--data takes a path or a URL, got {given_as(self.data)}{in_memory}")
         check_types(self)
         if self.data is not None:
@@ -228,6 +228,8 @@ def as_size(sides: int | Sequence[int] | None) -> tuple[int, int] | None:
     """
     if sides is None:
         return None
+    if isinstance(sides, bool):
+        raise ValueError(f"--image-size takes one side or a height and a width, got {sides}")
     given: list[Any] = list(sides) if isinstance(sides, Iterable) and not isinstance(sides, str) else [sides]
     if len(given) not in (1, 2) or not all(isinstance(side, Integral) and int(side) >= 1 for side in given):
         raise ValueError(f"--image-size takes one side or a height and a width, all above 0, got {given}")

@@ -35,12 +35,15 @@ from mimkit.views import Normalization
 
 
 def load_encoder(
-    source: str | Path, *, image_size: int | Sequence[int] | None = None, recipe: str | Recipe | None = None
+    source: str | Path | ImageEncoder,
+    *,
+    image_size: int | Sequence[int] | None = None,
+    recipe: str | Recipe | None = None,
 ) -> ImageEncoder:
     """The encoder of a source, ready for images.
 
     Args:
-        source: see the module's first lines.
+        source: see the module's first lines; an encoder that is loaded is returned as it is.
         image_size: (H, W), or the side of a square; None takes the source's own. For another, tables of positions are
             resized, and a line on stderr says so.
         recipe: FILE.py:NAME or the recipe itself, for sources made with a recipe of your own.
@@ -49,6 +52,12 @@ def load_encoder(
         ValueError: the source is of no known kind, holds nothing to load, or its backbone cannot take that size.
     """
     wanted = as_size(image_size)
+    if isinstance(source, ImageEncoder):
+        if wanted not in (None, source.image_size):
+            raise ValueError(
+                f"--image-size {wanted}: an encoder that is loaded has {source.image_size}; load it at that"
+            )
+        return source
     kind, _, name = str(source).partition(":")
     if kind in ("timm", "random") and name:
         config = pretrained_config(name)

@@ -86,12 +86,12 @@ def _fitted_one(value: Any, hint: Any) -> Any:
     if hint in (int, float):
         return _number(value, hint)
     if hint is str:
-        return str(value) if isinstance(value, str) else _NO_FIT
+        return "" + value if isinstance(value, str) else _NO_FIT  # of an enumeration's member the string, not its name
     if hint is Path:
         path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
         return Path(path) if isinstance(path, str) and path else _NO_FIT
     if get_origin(hint) is Literal:
-        return next((option for option in get_args(hint) if option == value and type(option) is type(value)), _NO_FIT)
+        return next((option for option in get_args(hint) if type(option) is type(value) and option == value), _NO_FIT)
     if get_origin(hint) is tuple:
         return _tuple(value, get_args(hint))
     raise TypeError(f"{hint} is no type that a setting may have")
@@ -106,12 +106,12 @@ def _single(value: Any) -> Any:
 def _number(value: Any, kind: type) -> Any:
     if isinstance(value, bool) or not isinstance(value, Real):
         return _NO_FIT
-    number = int(value) if isinstance(value, Integral) else float(value)
     try:
-        if not math.isfinite(number) or (kind is int and number != int(number)):
+        number = int(value) if isinstance(value, Integral) else float(value)
+        if not math.isfinite(number) or (kind is int and (number != int(number) or abs(number) >= 2**63)):
             return _NO_FIT
-    except OverflowError:  # a whole number beyond all floats
-        return number if kind is int else _NO_FIT
+    except OverflowError:  # beyond all floats
+        return _NO_FIT
     return int(number) if kind is int else number
 
 
@@ -149,5 +149,7 @@ def _shown(value: Any, hint: Any) -> str:
     """A value that does not fit, and that it is a string where a number is wanted."""
     inner = {part for member in _members(hint) for part in (member, *get_args(member))}
     is_text = isinstance(value, str) and inner & {int, float}
+    if isinstance(value, Integral) and abs(int(value)) >= 2**63:
+        return "one beyond 2**63"
     words = given_as(value)
     return f"{words} (a str)" if is_text and words != "a str" else words

@@ -1,9 +1,11 @@
 """Python files of the user's: loaded as modules, here and in processes that this one starts."""
 
+import ast
 import hashlib
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +45,7 @@ class PythonFile:
 
 _LOADED: dict[str, PythonFile] = {}  # what `load_python` has run, by the names in sys.modules
 _BESIDE: dict[str, PythonFile] = {}  # what these have imported from beside them
+_ONE_AT_A_TIME = threading.RLock()
 
 
 class LoadedFiles:
@@ -64,7 +67,12 @@ def load_python(path: str | Path) -> ModuleType:
     Raises:
         ValueError: the file cannot be read, or fails; the message says where.
     """
-    file = home(path).resolve()
+    with _ONE_AT_A_TIME:
+        return _loaded(home(path).resolve())
+
+
+def _loaded(file: Path) -> ModuleType:
+    """See `load_python`."""
     try:
         content = file.read_bytes()
     except FileNotFoundError as error:
@@ -73,13 +81,12 @@ def load_python(path: str | Path) -> ModuleType:
         raise ValueError(f"the file cannot be read: {error.strerror}") from error
     known = hashlib.sha256(b"\0".join((os.fsencode(file), content))).hexdigest()[:16]
     name = re.sub(r"\W", "_", f"{file.stem}_{known}")
-    if any(one.changed() or not _is_beside(file, one.path) for one in _BESIDE.values()):
-        for other in _BESIDE:
-            sys.modules.pop(other, None)
-        _BESIDE.clear()
+    if any(one.changed() or not _is_beside(file, other, one.path) for other, one in _BESIDE.items()):
+        _forget_beside()
     before = _LOADED.get(name)
     if before is not None and all(_BESIDE.get(other) is one for other, one in before.beside.items()):
         return sys.modules[name]
+    _refuse_clashes(file, content)
     _LOADED[name] = PythonFile(file, content)
     specification = _specification(name, _LOADED[name])
     assert specification is not None
@@ -140,15 +147,42 @@ def _new_beside(file: Path, before: set[str]) -> dict[str, Path]:
     """The modules from beside a file that were not there before, and where they are."""
     names = sys.modules.keys() - before - _LOADED.keys()
     found = {name: Path(getattr(sys.modules[name], "__file__", None) or "") for name in names}
-    return {name: path.resolve() for name, path in found.items() if _is_beside(file, path.resolve())}
+    return {name: path.resolve() for name, path in found.items() if _is_beside(file, name, path.resolve())}
 
 
-def _is_beside(file: Path, other: Path) -> bool:
-    """Whether another Python file is this one, a module of the same folder, or of a package in that folder."""
-    if not other.is_relative_to(file.parent) or other.suffix != ".py":
-        return False
-    folders = other.relative_to(file.parent).parents
-    return all((file.parent / folder / "__init__.py").is_file() for folder in folders if folder.name)
+def _is_beside(file: Path, name: str, path: Path) -> bool:
+    """Whether a module of that name and path is imported from a file's folder."""
+    *folders, last = name.split(".")
+    place = file.parent.joinpath(*folders)
+    return path in (place / f"{last}.py", place / last / "__init__.py")
+
+
+def _forget_beside() -> None:
+    """Have what lies beside files imported afresh, with the folders that it is imported through."""
+    for name in _BESIDE:
+        sys.modules.pop(name, None)
+        for count in range(1, name.count(".") + 1):
+            folder = name.rsplit(".", count)[0]
+            if getattr(sys.modules.get(folder), "__file__", "") is None:  # a package without an __init__.py
+                del sys.modules[folder]
+    _BESIDE.clear()
+
+
+def _refuse_clashes(file: Path, content: bytes) -> None:
+    """Raise ValueError where a file imports what lies beside it, and another module of that name is there already."""
+    try:
+        nodes = list(ast.walk(ast.parse(content)))
+    except (SyntaxError, ValueError):  # running it will say so
+        return
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    for name in sorted({name.partition(".")[0] for name in names} - sys.stdlib_module_names - _BESIDE.keys()):
+        there = getattr(sys.modules.get(name), "__file__", None)
+        beside = [path for path in (file.parent / f"{name}.py", file.parent / name / "__init__.py") if path.is_file()]
+        if there is not None and beside and Path(there).resolve() not in beside:
+            raise ValueError(
+                f"{file.name} imports {name}, which is {there} in this program already: rename {beside[0]}"
+            )
 
 
 def _explained(error: BaseException, file: Path) -> str:
@@ -156,13 +190,18 @@ def _explained(error: BaseException, file: Path) -> str:
     place, function, said = "", "<module>", str(error).strip().partition("\n")[0]
     number: int | None = None
     for frame in traceback.extract_tb(error.__traceback__):
-        if _is_beside(file, Path(frame.filename)):
+        if _is_below(file, frame.filename):
             place, number, function = frame.filename, frame.lineno, frame.name
-    if isinstance(error, SyntaxError) and error.filename and _is_beside(file, Path(error.filename)):
+    if isinstance(error, SyntaxError) and error.filename and _is_below(file, error.filename):
         place, number, function, said = error.filename, error.lineno, "<module>", error.msg
     where = Path(place or file).name + (f", line {number}" if number else "")
     where += "" if function == "<module>" else f", in {function}"
     return f"{where}: {type(error).__name__}{': ' if said else ''}{said}"
+
+
+def _is_below(file: Path, other: str) -> bool:
+    """Whether code is in a file's folder, and is no installed package."""
+    return Path(other).is_relative_to(file.parent) and "site-packages" not in Path(other).parts
 
 
 class _Kept(SourceLoader):

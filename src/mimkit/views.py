@@ -9,7 +9,7 @@ Coordinates are in pixels from an image's upper left corner, x to the right and 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ class Picture(Protocol):
     @property
     def size(self) -> tuple[int, int]: ...
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray: ...
+
     def cut(self, box: Box, size: Size, interpolation: Image.Resampling) -> np.ndarray:
         """A box of whole pixels within the image, resized with an antialiased filter: uint8 [H, W] or [H, W, C]."""
         ...
@@ -47,12 +49,17 @@ class PillowPicture:
     def size(self) -> tuple[int, int]:
         return self.image.size
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.image, dtype=dtype)
+
     def cut(self, box: Box, size: Size, interpolation: Image.Resampling) -> np.ndarray:
         return np.array(_crop(self.image, box).resize(size[::-1], interpolation))
 
 
 class View(Protocol):
-    """What makes a training view of an image: a `Crop`, or any function of these arguments.
+    """What makes a training view of an image, uint8 [H, W, C] or [H, W]: a `Crop`, or any function of these arguments.
+
+    `size` is the view's (H, W); `np.asarray(image)` has all pixels of the image.
 
     All its randomness comes from `rng`, which is seeded anew for each view from (seed, epoch, image, repeat), so that a
     view is the same in any worker, on any rank and after a resume. A view that draws from a global generator, of torch,
@@ -60,9 +67,7 @@ class View(Protocol):
     be called within `mimkit.randomness.seeded(rng)`.
     """
 
-    def __call__(self, image: Picture | Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray:
-        """uint8 [H, W, C], or [H, W] of one channel, of the size (H, W)."""
-        ...
+    def __call__(self, image: Picture | Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -90,9 +95,7 @@ class Cut:
 
     def image(self, image: Picture | Image.Image) -> np.ndarray:
         """The view of the image: uint8 [H, W] or [H, W, C]."""
-        pixels = as_picture(image).cut(self.box, self.resized, self.interpolation)
-        if self.resized != self.size or self.offset != (0, 0):
-            pixels = self._window(pixels)
+        pixels = self._window(as_picture(image).cut(self.box, self.resized, self.interpolation))
         return mirrored(pixels) if self.flip else pixels
 
     def mask(self, values: np.ndarray) -> np.ndarray:
@@ -247,11 +250,8 @@ class RandomResizedCrop(Crop):
             if 0 < w <= width and 0 < h <= height:
                 left, top = _below(width - w + 1, rng), _below(height - h + 1, rng)
                 return left, top, left + w, top + h
-        w, h = width, height
-        if width / height < self.ratio[0]:
-            h = max(1, round(width / self.ratio[0]))
-        elif width / height > self.ratio[1]:
-            w = max(1, round(height * self.ratio[1]))
+        w = max(1, round(height * self.ratio[1])) if width / height > self.ratio[1] else width
+        h = max(1, round(width / self.ratio[0])) if width / height < self.ratio[0] else height
         left, top = (width - w) // 2, (height - h) // 2
         return left, top, left + w, top + h
 
@@ -297,8 +297,8 @@ def mirrored(pixels: np.ndarray) -> np.ndarray:
         return pixels[:, ::-1]
     if not pixels.flags.c_contiguous or min(pixels.strides) < 0:
         pixels = pixels.copy()
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    return image.flip(3)[0].permute(1, 2, 0).numpy()  # NumPy takes ten times as long to copy reversed pixels
+    # NumPy takes ten times as long to copy reversed pixels.
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].flip(3)[0].permute(1, 2, 0).numpy()
 
 
 def as_picture(image: Picture | Image.Image) -> Picture:

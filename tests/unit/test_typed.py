@@ -40,7 +40,7 @@ FITTING = {
     "NumPy's float": ({"whole_one": np.float32(3)}, 3),
     "array of no dimension": ({"whole_one": np.array(3)}, 3),
     "tensor of no dimension": ({"whole_one": torch.tensor(3)}, 3),
-    "more than a float holds": ({"whole_one": 10**400}, 10**400),
+    "the largest": ({"whole_one": 2**63 - 1}, 2**63 - 1),
     "an int for a float": ({"real": 3}, 3),
     "NumPy's float for a float": ({"real": np.float64(0.25)}, 0.25),
     "NumPy's int for a float": ({"real": np.uint8(3)}, 3),
@@ -76,6 +76,7 @@ def test_values_that_fit(given, expected):
 
 LONG = "a text of many words " * 20
 MISFITS = {
+    "beyond 64 bits": ({"whole_one": 10**400}, "--whole-one takes a whole number, got one beyond 2**63"),
     "part of a whole": ({"whole_one": 2.5}, "--whole-one takes a whole number, got 2.5"),
     "part of a whole of NumPy's": ({"whole_one": np.float32(2.5)}, "--whole-one takes a whole number, got 2.5"),
     "bool for an int": ({"whole_one": True}, "--whole-one takes a whole number, got True"),

@@ -4,6 +4,8 @@ import pickle
 import re
 import subprocess
 import sys
+import types
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
@@ -181,3 +183,39 @@ def test_another_process_finds_what_was_loaded(tmp_path):
     receive = "import pickle, sys; got = pickle.load(sys.stdin.buffer); print(got[1].size, got[1].part.number, got[2])"
     done = subprocess.run([sys.executable, "-c", receive], input=sent, capture_output=True)
     assert re.match(rb"1 7 <parts\.Part object", done.stdout), done.stderr.decode()
+
+
+def test_folders_without_init_are_imported_afresh_too(tmp_path):
+    for name, number in (("a", 32), ("b", 64)):
+        (tmp_path / name / "shared").mkdir(parents=True)
+        (tmp_path / name / "shared" / "numbers.py").write_text(f"Z = {number}\n")
+        (tmp_path / name / "mine.py").write_text("from shared.numbers import Z\nmade = Z\n")
+    for _ in range(2):
+        assert [made_in_python(tmp_path / name / "mine.py", "made") for name in "ab"] == [32, 64]
+    (tmp_path / "b" / "shared" / "numbers.py").write_text("Z = 96\n")
+    assert made_in_python(tmp_path / "b" / "mine.py", "made") == 96
+
+
+def test_a_neighbour_of_a_name_that_is_taken(tmp_path, monkeypatch):
+    """By a module of this program from elsewhere; of the standard library that is meant."""
+    elsewhere = types.ModuleType("parts")
+    elsewhere.__file__ = str(tmp_path / "elsewhere.py")
+    monkeypatch.setitem(sys.modules, "parts", elsewhere)
+    with pytest.raises(ValueError, match=r"mine.py imports parts, which is .*elsewhere.py in this program already"):
+        load_python(write(tmp_path))
+    monkeypatch.delitem(sys.modules, "parts")
+    (tmp_path / "json.py").write_text("raise RuntimeError\n")
+    (tmp_path / "other.py").write_text("import json\nmade = json.loads('5')\n")
+    assert made_in_python(tmp_path / "other.py", "made") == 5
+
+
+def test_what_is_imported_later_is_found(tmp_path):
+    (tmp_path / "late.py").write_text("number = 5\n")
+    (tmp_path / "mine.py").write_text("def view():\n    import late\n    return late.number\n")
+    assert load_python(tmp_path / "mine.py").view() == 5
+
+
+def test_threads_wait_for_a_file(tmp_path):
+    (tmp_path / "mine.py").write_text("import time\ntime.sleep(0.2)\nmade = 5\n")
+    with ThreadPoolExecutor(4) as pool:
+        assert [*pool.map(lambda _: made_in_python(tmp_path / "mine.py", "made"), range(4))] == [5] * 4

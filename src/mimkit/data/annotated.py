@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from mimkit.data.decode import read_values
+from mimkit.data.memory import in_words
 from mimkit.data.samples import Annotation, Example, Examples
 from mimkit.errors import BadImage
 from mimkit.files import Location
@@ -36,8 +37,10 @@ class PixelMap(Annotation):
     values: np.ndarray
 
     def __post_init__(self) -> None:
-        if np.ndim(self.values) not in (2, 3):
-            raise ValueError(f"a map of pixels is [h, w] or [h, w, K], got {list(np.shape(self.values))}")
+        values = np.asarray(self.values)
+        if values.ndim not in (2, 3):
+            raise ValueError(f"a map of pixels is [h, w] or [h, w, K], got {list(values.shape)}")
+        object.__setattr__(self, "values", values)
 
     def cut(self, cut: Cut, image_size: tuple[int, int]) -> "PixelMap":
         if self.values.shape[1::-1] != image_size:
@@ -140,6 +143,8 @@ class Annotated(Examples):
     """
 
     def __init__(self, images: Examples, /, **columns: Column) -> None:
+        if not isinstance(images, Examples):
+            raise ValueError(f"images are what find_images gives, or other Examples, got {in_words(images)}")
         for name, column in columns.items():
             if name in RESERVED:
                 raise ValueError(f"no column can be called {name}: a batch has that already")

@@ -14,7 +14,7 @@ import numpy as np
 
 from mimkit.data.decode import image_suffixes
 from mimkit.data.images import ImageList, Store
-from mimkit.data.memory import Data, ImagesInMemory
+from mimkit.data.memory import Data, ImagesInMemory, are_paths, numbered
 from mimkit.data.pack import Pack, is_pack
 from mimkit.data.shards.cache import Cache
 from mimkit.data.shards.open_url import open_url
@@ -140,8 +140,15 @@ def _given(data: Any) -> ImageList:
     """Images from a list of paths, or in memory; a list of images as it is."""
     if isinstance(data, ImageList):
         return data
-    if isinstance(data, list | tuple) and data and all(isinstance(path, str | os.PathLike) for path in data):
+    if isinstance(data, np.ndarray) and data.dtype.kind in "UO":
+        data = data.tolist()
+    if are_paths(data):
         return ImageList(Path(), StringArray.of(str(Path(path).expanduser().absolute()) for path in data))
+    if isinstance(data, tuple) and len(data) == 2 and are_paths(data[0]):
+        images, (labels, classes) = _given(data[0]), numbered(np.asarray(data[1]), None)
+        if len(labels) != len(images):
+            raise ValueError(f"{len(labels)} labels for {len(images)} paths")
+        return ImageList(images.root, images.paths, labels, classes)
     store = ImagesInMemory(data)
     return ImageList.of(store, np.arange(len(store.names)))
 

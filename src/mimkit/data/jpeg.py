@@ -112,6 +112,10 @@ class JpegPicture:
         self._decoded: tuple[int, np.ndarray] | None = None
         self._judged: Picture | None = None
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        width, height = self.size
+        return np.array(self.cut((0, 0, width, height), (height, width), Image.Resampling.BICUBIC), dtype=dtype)
+
     def cut(self, box: Box, size: Size, interpolation: Image.Resampling) -> np.ndarray:
         """As `Picture.cut`.
 

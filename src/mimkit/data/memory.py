@@ -9,6 +9,7 @@ Shapes: N images, C channels, H W pixels.
 
 import contextlib
 import hashlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,9 +31,11 @@ from mimkit.views import Box, Picture, PillowPicture, Size
 
 Data = Location | Sequence[Any] | np.ndarray | Tensor | Dataset
 """What images come from: a path or URL, a list of paths, or images in memory: a tensor or array [N, C, H, W],
-[N, H, W, C] or [N, H, W], alone or as a pair with labels [N]; a torch data set; a list of images."""
+[N, H, W, C] or [N, H, W]; a torch data set; a list of images. Paths, tensors and arrays may come as a pair with labels
+[N], whole numbers or names."""
 
 ROOT = Path("memory")
+IMAGE_NAMES = ("image", "img", "pixel_values")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +51,9 @@ class ArrayPicture:
     @property
     def size(self) -> tuple[int, int]:
         return self.pixels.shape[1], self.pixels.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.pixels, dtype=dtype)
 
     def cut(self, box: Box, size: Size, interpolation: Image.Resampling) -> np.ndarray:
         """As `Picture.cut`: uint8 [H, W, C]."""
@@ -127,6 +133,9 @@ class ImagesInMemory:
             return self.images[position]
         except OSError as error:
             raise BadImage(ROOT / str(position), str(error).partition("\n")[0]) from error
+        except Exception as error:
+            error.add_note(f"while reading image {position} of {in_words(self.images)}")
+            raise
 
     def _pixels(self, position: int) -> np.ndarray:
         """uint8 [H, W, C]."""
@@ -143,15 +152,20 @@ def taken_apart(data: Any) -> tuple[Any, np.ndarray | None, list[str] | None]:
         ValueError: it is neither.
     """
     if isinstance(data, TensorDataset):
-        data = data.tensors if len(data.tensors) == 2 else data.tensors[0]
-    if isinstance(data, tuple) and len(data) == 2 and np.ndim(data[0]) > 2 and np.ndim(data[1]) == 1:
+        images, *others = data.tensors
+        labelled = len(others) == 1 or (others and others[0].ndim == 1)
+        data = (images, others[0]) if labelled else images
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, np.ndarray | Tensor) for part in data):
         return data[0], *numbered(np.asarray(data[1]), None)
     if isinstance(data, np.ndarray | Tensor):
         return data, None, None
-    if isinstance(data, IterableDataset | Mapping) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+    table = isinstance(data, IterableDataset | Mapping) or hasattr(data, "iloc")
+    if table or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        hint = ": give its .dataset" if hasattr(data, "dataset") else ""
+        hint = ": give one of its splits" if isinstance(data, Mapping) else hint
         raise ValueError(
-            "data must be a path, a list of paths, an array, a tensor, or a data set with a length and items, not "
-            f"{in_words(data)}"
+            "data must be a path, a list of paths, an array, a tensor, or a data set with a length and numbered items, "
+            f"not {in_words(data)}{hint}"
         )
     targets, names = targets_of(data)
     return data, *((None, None) if targets is None else numbered(targets, names))
@@ -165,18 +179,25 @@ def targets_of(data: Any) -> tuple[np.ndarray | None, Sequence[str] | None]:
         return None if targets is None else targets[np.asarray(data.indices)], names
     label = getattr(data, "features", {}).get("label") if isinstance(getattr(data, "features", {}), dict) else None
     if label is not None:
-        return np.asarray(data["label"]), getattr(label, "names", None)
+        return np.asarray(data.with_format(None)["label"]), getattr(label, "names", None)
     try:
         targets = np.asarray(getattr(data, "targets", ()))
     except ValueError:  # as many as each image has
         return None, None
-    if targets.ndim != 1 or targets.dtype.kind not in "iu" or not len(targets):
+    if targets.ndim != 1 or targets.dtype.kind not in "biuU" or not len(targets):
         return None, None
     return targets, getattr(data, "classes", None)
 
 
 def numbered(labels: np.ndarray, names: Sequence[str] | None) -> tuple[np.ndarray, list[str]]:
-    """Labels as positions in a list of classes, int64 [N], and the classes: their names, or the labels in order."""
+    """Labels as positions in a list of classes, int64 [N], and the classes: their names, or the labels in order.
+
+    Raises:
+        ValueError: they are not one whole number or name for each image.
+    """
+    if labels.ndim != 1 or labels.dtype.kind not in "biuU":
+        what = f"{labels.dtype} {list(labels.shape)}"
+        raise ValueError(f"labels are one whole number or name for each image, [N], got {what}")
     if names is not None and len(labels) and labels.min() >= 0 and labels.max() < len(names):
         return labels.astype(np.int64), [str(name) for name in names]
     classes, positions = np.unique(labels, return_inverse=True)
@@ -184,10 +205,10 @@ def numbered(labels: np.ndarray, names: Sequence[str] | None) -> tuple[np.ndarra
 
 
 def image_in(item: Any) -> Any:
-    """What a data set hands out as image: its item, the first of it, or what is under "image"."""
+    """What a data set hands out as image: its item, the first of it, or what is under one of `IMAGE_NAMES`."""
     if isinstance(item, tuple | list) and item:
         return item[0]
-    return item.get("image", item) if isinstance(item, dict) else item
+    return next((item[name] for name in IMAGE_NAMES if name in item), item) if isinstance(item, dict) else item
 
 
 def image_of(item: Any, name: str) -> np.ndarray:
@@ -202,7 +223,11 @@ def image_of(item: Any, name: str) -> np.ndarray:
         pixels = np.asarray(in_mode(item, "L" if grey else "RGB"))
         return pixels[:, :, None] if grey else pixels
     if not isinstance(item, np.ndarray | Tensor) or item.ndim not in (2, 3):
-        raise ValueError(f"{name} is no image but {in_words(item)}: a Pillow image, a tensor or an array is needed")
+        has = f" with {', '.join(map(str, item))}" if isinstance(item, dict) else ""
+        raise ValueError(
+            f"{name} is no image but {in_words(item)}{has}: a Pillow image, a tensor or an array is needed, alone, "
+            'first of a tuple or under "image"'
+        )
     return channels_last(eight_bits(item, name)[0][None], isinstance(item, Tensor))[0]
 
 
@@ -221,7 +246,9 @@ def eight_bits(images: np.ndarray | Tensor, name: str) -> tuple[np.ndarray, str]
     Raises:
         ValueError: values out of range, or of a type that is no number.
     """
-    values = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
+    if isinstance(images, Tensor):
+        images = images.detach().cpu().float() if images.dtype == torch.bfloat16 else images.detach().cpu()
+    values = images.numpy() if isinstance(images, Tensor) else images
     if values.dtype == np.uint8:
         return values, ""
     if values.dtype.kind not in "iuf" or not values.size:
@@ -258,11 +285,16 @@ def with_channels(picture: Picture, channels: int) -> Picture:
     return picture
 
 
+def are_paths(data: Any) -> bool:
+    """Whether it is a list of paths."""
+    return isinstance(data, list | tuple) and bool(data) and all(isinstance(path, str | os.PathLike) for path in data)
+
+
 def in_words(data: Any) -> str:
     """A path or URL as it is; anything else by its type, shape and length."""
     if isinstance(data, str | Path):
         return str(data)
-    if isinstance(data, list | tuple) and data and all(isinstance(path, str | Path) for path in data):
+    if are_paths(data):
         return f"{len(data)} paths"
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, np.ndarray | Tensor) for part in data):
         return f"{in_words(data[0])}, with labels"

@@ -1,5 +1,6 @@
 """Whether views and data are functions of their keys, which exact resume and any number of workers rest on."""
 
+import contextlib
 import random
 from typing import Any
 
@@ -28,26 +29,39 @@ def require_repeatable(samples: Samples) -> None:
     if files and type(samples.view).__module__.startswith("mimkit."):
         return
     keys = sample_keys(0, 0, torch.arange(VIEWS)).numpy()
-    who = f"the view {name_of(samples.view)}, or the data set,"
+    who = f"the view {name_of(samples.view)}"
     read = 0
     for index in range(min(MOST_TRIED, len(samples))):
         before = _global_states()
         made = [_views(samples, index, keys) for _ in range(2)]
         drawn = [name for name, state in _global_states().items() if state != before[name]]
+        if drawn and _draws_itself(samples, index):
+            raise ValueError(
+                f"the data set draws from the global generator of {' and '.join(drawn)}, as random transforms do: "
+                "batches would differ between workers and after a resume. Give it without random transforms: the view "
+                "crops and flips, and another view can do more"
+            )
         if drawn:
             raise ValueError(
                 f"{who} draws from the global generator of {' and '.join(drawn)}: batches would differ between workers "
-                "and after a resume. Draw from the view's `rng` only, or within mimkit.randomness.seeded(rng); give "
-                "data without random transforms"
+                "and after a resume. Draw from the view's `rng` only, or within mimkit.randomness.seeded(rng)"
             )
         if not _alike(*made):
             raise ValueError(
-                f"{who} makes something else of {samples.examples.path(index)} when called again with the same key: "
-                "it keeps a generator or a count of its own. Draw from the view's `rng` only"
+                f"{who}, or the data set, makes something else of {samples.examples.path(index)} when called again "
+                "with the same key: it keeps a generator or a count of its own. Draw from the view's `rng` only"
             )
         read += made[0] is not None
         if read == EXAMPLES:
             return
+
+
+def _draws_itself(samples: Samples, index: int) -> bool:
+    """Whether an example draws from a global generator, without a view."""
+    before = _global_states()
+    with contextlib.suppress(BadImage):
+        samples.examples.example(index)
+    return _global_states() != before
 
 
 def _views(samples: Samples, index: int, keys: np.ndarray) -> dict[str, Any] | None:

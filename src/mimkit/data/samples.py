@@ -1,8 +1,8 @@
 """What one example is, and how a view makes tensors of all of it alike.
 
 An example is a mapping of names to values, which become the model's inputs of the same names. "images" is its picture;
-what follows the picture where a view cuts it is an `Annotation`, see `mimkit.data.annotated`. Anything else, a number
-or an array, is taken as it is.
+what follows the picture where a view cuts it is an `Annotation`, see `mimkit.data.annotated`. A number, or an array of
+one axis, is taken as it is.
 
 Shapes: B batch, C channels, H W pixels of a view.
 """
@@ -163,6 +163,8 @@ class Samples:
     decode: Decoder = "pillow"
 
     def __post_init__(self) -> None:
+        if not callable(self.view) or isinstance(self.view, type):
+            raise ValueError(f"the view must be a function of (image, size, rng) or a Crop, got {self.view!r}")
         have = self.examples.channels
         if have in (None, 1, 3) and self.channels not in (1, 3):
             raise ValueError(f"image files are read with 1 or 3 channels, got {self.channels}")
@@ -232,16 +234,25 @@ class Samples:
 
     def _checked(self, pixels: np.ndarray) -> np.ndarray:
         """What a view has made, as [H, W, C]."""
-        pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+        pixels = pixels[:, :, None] if np.ndim(pixels) == 2 else pixels
         expected = (*self.size, self.channels)
-        if pixels.shape != expected or pixels.dtype != np.uint8:
-            made = f"{pixels.dtype} {pixels.shape}"
+        if not isinstance(pixels, np.ndarray) or pixels.shape != expected or pixels.dtype != np.uint8:
+            made = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
             raise ValueError(f"the view {name_of(self.view)} made {made}, expected uint8 {expected}")
         return pixels
 
 
 def cut_alike(name: str, value: Any, cut: Cut, image_size: tuple[int, int]) -> Any:
-    """An annotation where an image of (width, height) was cut; a number or an array as it is."""
+    """An annotation where an image of (width, height) was cut; a number or an array of one axis as it is.
+
+    Raises:
+        ValueError: an array has more axes, as boxes, points and maps have that would not follow the image.
+    """
+    if np.ndim(value) > 1:
+        raise ValueError(
+            f"{name} of shape {list(np.shape(value))} would not follow the image where a view cuts it: make it Boxes, "
+            "Points, a PixelMap or an Annotation of your own"
+        )
     if not isinstance(value, Annotation):
         return value
     with naming(name):
@@ -271,8 +282,9 @@ def collated(name: str, values: Sequence[Any]) -> Tensor | list[Tensor]:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    """float64 as float32; uint16 and uint32, for which torch has few operations, as wider signed integers."""
-    other: dict[str, Any] = {"float64": np.float32, "uint16": np.int32, "uint32": np.int64}
+    """Longer floats as float32; uint16, uint32 and uint64, for which torch has few operations, as signed integers."""
+    other: dict[str, Any] = {"float64": np.float32, "longdouble": np.float32, "float128": np.float32}
+    other |= {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
     return torch.from_numpy(
         np.ascontiguousarray(array, dtype=other.get(array.dtype.name, array.dtype.newbyteorder("=")))
     )

@@ -14,6 +14,7 @@ from mimkit.errors import naming
 from mimkit.evaluation import probes
 from mimkit.evaluation.features import extract
 from mimkit.files import home, refuse_unwritable, write_bytes
+from mimkit.image_encoder import ImageEncoder
 from mimkit.recipes import Recipe
 from mimkit.sources import load_encoder
 from mimkit.training.hardware import choose_device, choose_workers
@@ -21,7 +22,7 @@ from mimkit.training.machine import Machine
 
 
 def probe(
-    source: str | Path,
+    source: str | Path | ImageEncoder,
     *,
     data: Data,
     kind: Literal["all", "knn", "linear"] = "all",
@@ -34,7 +35,7 @@ def probe(
     """Accuracies in percent, under "linear" and "knn", with the numbers of images and classes.
 
     Args:
-        source: run folder, exported file, timm:NAME or random:NAME.
+        source: run folder, exported file, timm:NAME or random:NAME; or a loaded encoder.
         data: folder with class folders, or with train and val folders that have them; or shards with classes.
         kind: which classifier to fit.
         held_out: share to score on, where there are no train and val folders.
@@ -53,8 +54,10 @@ def probe(
     with naming("--data"):
         train, test = split(data, held_out)
     if train.labels is None or test.labels is None:
-        lacks = "class folders" if isinstance(data, str | Path) else "labels"
-        raise ValueError(f"--data {in_words(data)} has no {lacks}: a probe needs labels")
+        lacks = "no class folders: a probe needs labels"
+        if not isinstance(data, str | Path):
+            lacks = "no labels, which a probe needs: give (images, labels), or a data set with `targets`"
+        raise ValueError(f"--data {in_words(data)} has {lacks}")
     if not len(test):
         raise ValueError(f"--held-out {held_out} leaves no image of {in_words(data)} to score on")
     labelled = []
@@ -73,7 +76,7 @@ def probe(
         "test_images": any_score.test_images,
         "classes": any_score.classes,
         "skipped_images": skipped,
-        "source": str(source),
+        "source": str(source) if isinstance(source, str | Path) else source.encoder.name,
         "data": in_words(data),
         "readout": "mean of patch tokens after the final norm, nothing hidden",
     }
@@ -99,7 +102,7 @@ class Embedding:
 
 
 def embed(
-    source: str | Path,
+    source: str | Path | ImageEncoder,
     *,
     data: Data,
     out: str | Path | None = None,
@@ -111,7 +114,7 @@ def embed(
     """Features of every image, with its path, and its label where there are class folders.
 
     Args:
-        source: run folder, exported file, timm:NAME or random:NAME.
+        source: run folder, exported file, timm:NAME or random:NAME; or a loaded encoder.
         data: as `find_all` takes it.
         out: .npz file to write them to, under these names; None writes none. `~` is expanded.
         image_size: side, or height and width; None takes the source's own. Positions are resized.

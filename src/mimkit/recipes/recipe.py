@@ -88,10 +88,12 @@ def build(recipe: Recipe) -> Method:
             )
     with naming("--readout", "--image-size"):
         readout = recipe.readout(encoder)
+    if isinstance(recipe.target, type) or not hasattr(recipe.target, "values"):
+        raise ValueError(f"--target: a mimkit.targets.Target is needed, got {recipe.target!r}")
     makers = recipe.decoder if isinstance(recipe.decoder, tuple) else (recipe.decoder,) * len(readout.levels)
     if len(makers) != len(readout.levels):
         raise ValueError(f"--readout, --decoder: {len(makers)} decoders for {len(readout.levels)} levels")
-    decoders, out_grids = [], []
+    decoders, out_grids, expected = [], [], list[tuple[int, ...]]()
     for level, cell, make in zip(readout.levels, readout.cells, makers, strict=True):
         if len(makers) == 1:  # so that no cell is part hidden, part visible; several levels have soft masks instead
             cell = min(cell, mask_cell)
@@ -102,8 +104,15 @@ def build(recipe: Recipe) -> Method:
             decoders.append(make(level.dim, values, in_grid, out_grid, complete=encoder.complete))
             mask.weights(out_grid)
         out_grids.append(out_grid)
+        expected.append((1, *out_grid, values))
     with naming("--target"):
-        recipe.target(torch.zeros(1, recipe.channels, *recipe.image_size), out_grids)
+        made = recipe.target(torch.zeros(1, recipe.channels, *recipe.image_size), out_grids)
+        if [tuple(one.shape) for one in made] != expected:
+            given = ", ".join(str(list(one.shape)) for one in made)
+            raise ValueError(
+                f"{name_of(recipe.target)} must give one tensor [B, h, w, values] for each grid, here "
+                f"{', '.join(str(list(shape)) for shape in expected)}, and gave {given}"
+            )
     return Method(
         mask=recipe.mask,
         encoder=encoder,

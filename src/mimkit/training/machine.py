@@ -8,7 +8,6 @@ from mimkit.errors import flag
 from mimkit.files import home
 from mimkit.typed import check_types
 
-
 MOST_WORKERS = 1024
 
 
@@ -44,6 +43,8 @@ class Machine:
     """Also write TensorBoard events (pip install mimkit[tensorboard])."""
 
     def __post_init__(self) -> None:
+        if type(self.device).__module__ == "torch":  # torch.device
+            object.__setattr__(self, "device", str(self.device))
         check_types(self)
         if self.cache is not None:
             object.__setattr__(self, "cache", home(self.cache))

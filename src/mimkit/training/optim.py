@@ -63,6 +63,8 @@ class Train:
                 raise ValueError(f"{flag(name)} must be above 0, got {value}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"--ema must lie between 0 and 1, got {self.ema_decay}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"--betas must be at least 0 and below 1, got {self.betas}")
         if self.weight_decay < 0:
             raise ValueError(f"--weight-decay must be at least 0, got {self.weight_decay}")
         if not 0 <= self.warmup_epochs < self.epochs:

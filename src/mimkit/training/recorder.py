@@ -52,7 +52,7 @@ class Recorder:
     ) -> None:
         self.run, self.state, self.values, self.progress, self.world = run, state, values, progress, world
         self.sinks, self.steps_per_epoch = list(sinks), steps_per_epoch
-        self.failed: tuple[Callback, Exception] | None = None
+        self.failed: tuple[Callback, BaseException] | None = None
         self.samples, self.skipped_share = samples, skipped_share
 
     def row(self, row: Row) -> None:
@@ -62,7 +62,7 @@ class Recorder:
             for sink in [*self.sinks]:
                 try:
                     sink(dict(row))
-                except Exception as error:
+                except (Exception, SystemExit) as error:
                     self.sinks.remove(sink)
                     self.failed = self.failed or (sink, error)
 
@@ -139,7 +139,8 @@ class Recorder:
 
 def require_callable(callbacks: Sequence[Callback]) -> None:
     """Raise ValueError for callbacks that are no list of functions."""
-    if callable(callbacks) or not all(callable(callback) for callback in callbacks):
+    given = isinstance(callbacks, Iterable) and not callable(callbacks)
+    if not given or not all(callable(callback) for callback in callbacks):
         raise ValueError(f"callbacks takes a list of functions of a row, got {callbacks!r}")
 
 

@@ -24,6 +24,7 @@ from mimkit.data import (
     split,
     write_pack,
 )
+from mimkit.data.jpeg import open_image
 from mimkit.data.memory import ArrayPicture
 from mimkit.views import CenterCrop, RandomResizedCrop
 
@@ -190,6 +191,64 @@ def test_labels() -> None:
     assert labels(find_images(ConcatDataset([named, named]))) == (None, None)
     for several in ([[0, 1], [1, 2]], [[0, 1], [1]]):
         assert labels(find_images(Pictures([x[0]] * 2, targets=several))) == (None, None)
+
+
+def test_labels_that_are_none() -> None:
+    x = torch.zeros(4, 3, 8, 8)
+    for y in (torch.rand(4), torch.zeros(4, 2, dtype=torch.int64), torch.zeros(4, 8, 8, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match="labels are one whole number or name for each image"):
+            find_images((x, y))
+    assert labels(find_images((x, np.array(["b", "a", "b", "b"])))) == ([1, 0, 1, 1], ["a", "b"])
+
+
+def test_paths_with_labels(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.png" for name in "abc"]
+    assert labels(find_images((paths, [1, 0, 1]))) == ([1, 0, 1], ["0", "1"])
+    assert list(find_images(np.array([str(path) for path in paths])).paths) == [str(path) for path in paths]
+    with pytest.raises(ValueError, match="2 labels for 3 paths"):
+        find_images((paths, [1, 0]))
+    assert find_images(found := find_images(paths)) is found
+
+
+class Table:
+    """What pandas has."""
+
+    iloc = None
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, name: str) -> Any:
+        raise KeyError(name)
+
+
+class Loader:
+    """What torch's DataLoader has."""
+
+    dataset = None
+
+    def __len__(self) -> int:
+        return 3
+
+
+def test_what_is_no_data_set_has_a_hint() -> None:
+    for data, hint in [(Table(), "not Table"), (Loader(), "give its .dataset"), ({"train": []}, "one of its splits")]:
+        with pytest.raises(ValueError, match=f"must be a path.*{hint}"):
+            find_images(data)
+    with pytest.raises(
+        ValueError, match=r"image 0 is no image but dict of length 2 in memory with x, label: .*\"image\""
+    ):
+        find_images(Pictures([{"x": 1, "label": 2}]))
+    assert find_images(Pictures([{"img": Image.new("L", (3, 3))}])).channels is None
+
+
+def test_pictures_are_arrays() -> None:
+    """For views that want all pixels."""
+    pixels = RNG.integers(256, size=(2, 9, 11, 5), dtype=np.uint8)
+    for channels in (5, 3, 1):
+        images = find_images(pixels[..., :channels])
+        for picture in (images.store.read(1), open_image(images.store.read(1), channels)):  # type: ignore[union-attr]
+            np.testing.assert_array_equal(np.asarray(picture).reshape(9, 11, channels), pixels[1, ..., :channels])
 
 
 def labels(images: ImageList) -> tuple[list[int] | None, list[str] | None]:

@@ -103,5 +103,5 @@ DRAWN = np.random.default_rng(0)
 
 
 def test_annotations_that_differ_are_noticed() -> None:
-    with pytest.raises(ValueError, match="makes something else of drawn 0"):
+    with pytest.raises(ValueError, match="or the data set, makes something else of drawn 0"):
         require_repeatable(Samples(Drawing(), view=CenterCrop(), size=(8, 8)))

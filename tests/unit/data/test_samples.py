@@ -162,6 +162,17 @@ def test_a_column_has_one_type_in_all_batches(photos: Path) -> None:
         assert (weights.dtype, counts.dtype) == (torch.float32, torch.int64)
 
 
+def test_arrays_that_would_not_follow_their_image(photos: Path) -> None:
+    raw = Annotated(find_images(photos), boxes=[np.array([[0, 0, 5, 5]])] * 4)
+    with pytest.raises(ValueError, match=r"boxes of shape \[1, 4\] would not follow the image.* make it Boxes"):
+        list(load_in_order(centred(raw, (8, 8))))
+    with pytest.raises(ValueError, match=r"images are what find_images gives, .* got list of length 4"):
+        Annotated([1, 2, 3, 4], labels=[1, 2, 3, 4])  # type: ignore[arg-type]
+    picture = Image.new("L", (40, 40), 7)
+    (batch,) = load_in_order(centred(Annotated(find_images(photos), maps=[PixelMap(picture)] * 4), (8, 8)))  # type: ignore[arg-type]
+    assert (batch.tensors["maps"][0] == 7).all()
+
+
 def test_what_no_tensor_holds(photos: Path) -> None:
     images = find_images(photos)
     with pytest.raises(ValueError, match="names holds <U1, which no tensor does"):
