@@ -108,7 +108,7 @@ def _number(value: Any, kind: type) -> Any:
         return _NO_FIT
     try:
         number = int(value) if isinstance(value, Integral) else float(value)
-        if not math.isfinite(number) or (kind is int and (number != int(number) or abs(number) >= 2**63)):
+        if not math.isfinite(number) or (kind is int and (number != int(number) or abs(number) >= 2**64)):
             return _NO_FIT
     except OverflowError:  # beyond all floats
         return _NO_FIT
@@ -149,7 +149,7 @@ def _shown(value: Any, hint: Any) -> str:
     """A value that does not fit, and that it is a string where a number is wanted."""
     inner = {part for member in _members(hint) for part in (member, *get_args(member))}
     is_text = isinstance(value, str) and inner & {int, float}
-    if isinstance(value, Integral) and abs(int(value)) >= 2**63:
-        return "one beyond 2**63"
+    if isinstance(value, Integral) and abs(int(value)) >= 2**64:
+        return "one beyond 2**64"
     words = given_as(value)
     return f"{words} (a str)" if is_text and words != "a str" else words

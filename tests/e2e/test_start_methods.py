@@ -12,6 +12,7 @@ import mimkit
 from helpers.runs import as_flags, fingerprint
 from helpers.tiny import TINY
 from mimkit.cli.main import main
+from mimkit.training.run_folder import Run
 
 PHOTOS = {"count": 24, "classes": 2}
 RECIPE = """
@@ -137,6 +138,28 @@ def test_what_cannot_be_sent_is_one_line():
         assert line.startswith("data workers cannot be sent what they need: ")
         assert what in line
         assert line.endswith("or read without workers: --workers 0, Machine(workers=0)")
+
+
+UNNAMED = """
+import sys
+
+import mimkit
+from dataclasses import replace
+from helpers.start_method import begin
+
+begin("spawn")
+recipe = replace(mimkit.recipes.small(), view=lambda image, size, rng: mimkit.views.CenterCrop()(image, size))
+settings = dict(backbone="test_vit", image_size=32, mask_ratio=0.75, epochs=1, batch_size=8, held_out=0, device="cpu")
+mimkit.pretrain(recipe, data=sys.argv[1], out=sys.argv[2], **settings)
+"""
+
+
+def test_what_cannot_be_sent_is_read_in_the_process_itself(photos, tmp_path):
+    """Where nobody has asked for workers."""
+    command = [sys.executable, "-c", UNNAMED, str(photos), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(), check=True)
+    assert "reading in this process: data workers cannot be sent what they need: <lambda>" in done.stderr
+    assert Run(tmp_path / "run").rows("end")
 
 
 UNGUARDED = """

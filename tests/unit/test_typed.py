@@ -76,7 +76,7 @@ def test_values_that_fit(given, expected):
 
 LONG = "a text of many words " * 20
 MISFITS = {
-    "beyond 64 bits": ({"whole_one": 10**400}, "--whole-one takes a whole number, got one beyond 2**63"),
+    "beyond 64 bits": ({"whole_one": 10**400}, "--whole-one takes a whole number, got one beyond 2**64"),
     "part of a whole": ({"whole_one": 2.5}, "--whole-one takes a whole number, got 2.5"),
     "part of a whole of NumPy's": ({"whole_one": np.float32(2.5)}, "--whole-one takes a whole number, got 2.5"),
     "bool for an int": ({"whole_one": True}, "--whole-one takes a whole number, got True"),
@@ -89,7 +89,7 @@ MISFITS = {
     "NaN": ({"real": float("nan")}, "--real takes a number, got nan"),
     "infinity": ({"real": -np.float32("inf")}, "--real takes a number, got -inf"),
     "complex": ({"real": 1j}, "--real takes a number, got a complex"),
-    "more than a float": ({"real": 10**5000}, "--real takes a number, got an int"),
+    "more than a float": ({"real": 10**5000}, "--real takes a number, got one beyond 2**64"),
     "string for a bool": ({"yes": "yes"}, "--yes takes True or False, got 'yes'"),
     "int for a bool": ({"yes": 1}, "--yes takes True or False, got 1"),
     "nothing for a bool": ({"yes": None}, "--yes takes True or False, got None"),

@@ -20,7 +20,7 @@ from torch import Tensor
 from mimkit.data.order import Order
 from mimkit.data.repeatable import require_repeatable
 from mimkit.data.samples import Examples, Inputs, Samples, Viewed
-from mimkit.data.workers import in_order, refuse_unsendable
+from mimkit.data.workers import in_order, refuse_unsendable, workers_are_forks
 from mimkit.errors import BadImage, TooManyBadImages
 from mimkit.randomness import sample_keys, scramble
 from mimkit.views import Cut
@@ -137,7 +137,7 @@ class TrainBatches:
             needed = f" of {self.repeats} views each" if self.repeats > 1 else ""
             raise ValueError(f"a batch of {self.batch_size} cannot be drawn from {len(self.samples)} images{needed}")
         _check(self.workers)
-        if self.workers:
+        if self.workers and not workers_are_forks():
             refuse_unsendable(self.samples)
 
     @property

@@ -49,7 +49,8 @@ def in_order(
     if workers == 0:
         yield from map(make, numbers)
         return
-    refuse_unsendable(make)
+    if not workers_are_forks():
+        refuse_unsendable(make)
     loader = DataLoader(
         _Numbered(make),
         sampler=numbers,
@@ -73,14 +74,17 @@ def in_order(
         end()
 
 
+def workers_are_forks() -> bool:
+    """Whether data workers have what this process has, and need not be sent it: on Linux, up to Python 3.13."""
+    return multiprocessing.get_start_method() == "fork"
+
+
 def refuse_unsendable(value: object) -> None:
-    """Check up front that a value can be sent to data workers, where they are no forks of this process.
+    """Check up front that a value can be sent to data workers that are no forks of this process.
 
     Raises:
         CannotBeSent: it holds what has no name, such as a lambda, or one that only this process knows.
     """
-    if multiprocessing.get_start_method() == "fork":
-        return
     try:
         _DryRun(_Nowhere()).dump(value)
     except CannotBeSent:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mimkit.errors import CannotBeSent
 from mimkit.training.auto_batch import Trial, find_micro_batch, speed_of
 from mimkit.training.distributed import World
 from mimkit.training.hardware import available_memory, choose_workers, cores, shared_memory
@@ -34,6 +35,7 @@ class Tuning:
         trials: of micro-batches; none where the micro-batch was given.
         read: images per second that one worker reads; None where it was not measured.
         computed: images per second that this rank computes; None likewise.
+        why_none: why there are no workers, where there could not be any.
     """
 
     workers: int
@@ -41,6 +43,7 @@ class Tuning:
     trials: Sequence[Trial] = ()
     read: float | None = None
     computed: float | None = None
+    why_none: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """What run.json keeps."""
@@ -54,7 +57,7 @@ class Tuning:
 
     def describe(self) -> list[str]:
         """The measurements in a line or two; none where nothing was measured."""
-        lines = []
+        lines = [f"reading in this process: {self.why_none}"] if self.why_none else []
         if self.trials:
             tried = ", ".join(f"{t.images}: {t.images_per_second:.3g} in {t.mib:,.0f} MiB" for t in self.trials)
             lines.append(f"trials, images/s by images at once: {tried}")
@@ -87,6 +90,10 @@ def tuned(job: Job, machine: Machine, device: torch.device, world: World) -> tup
         job = job.with_micro_batch(micro_batch, world)
     if machine.workers is not None:
         return job, Tuning(workers=machine.workers, trials=trials)
+    try:
+        job.batches(1, world)
+    except CannotBeSent as error:
+        return job, Tuning(workers=0, trials=trials, why_none=str(error))
 
     assert isinstance(job.micro_batch, int)
     speeds = [trial.images_per_second for trial in trials if trial.images == job.micro_batch]
