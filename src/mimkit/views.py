@@ -9,7 +9,7 @@ Coordinates are in pixels from an image's upper left corner, x to the right and 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -70,8 +70,7 @@ class View(Protocol):
     def __call__(self, image: Picture | Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray: ...
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """What a view takes of an image, applied alike to all that belongs to the image. Nothing here is random.
 
     A box of the image is resized; the view is a window of that, which may begin before it or end behind it, where it is
@@ -95,7 +94,8 @@ class Cut:
 
     def image(self, image: Picture | Image.Image) -> np.ndarray:
         """The view of the image: uint8 [H, W] or [H, W, C]."""
-        pixels = self._window(as_picture(image).cut(self.box, self.resized, self.interpolation))
+        pixels = as_picture(image).cut(self.box, self.resized, self.interpolation)
+        pixels = pixels if (self.resized, self.offset) == (self.size, (0, 0)) else self._window(pixels)
         return mirrored(pixels) if self.flip else pixels
 
     def mask(self, values: np.ndarray) -> np.ndarray:

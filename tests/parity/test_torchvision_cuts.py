@@ -1,7 +1,5 @@
 """Cuts applied to masks, boxes and points, against torchvision's v2 transforms and a coloured test card."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -89,7 +87,7 @@ def test_a_mask_shows_the_pixels_of_its_picture() -> None:
             inner = away_from_edges(cut.mask(numbers), 3)
             assert inner.mean() > 0.2
             assert difference[inner].max() <= 2
-            nearest = replace(cut, interpolation=Image.Resampling.NEAREST)
+            nearest = cut._replace(interpolation=Image.Resampling.NEAREST)
             np.testing.assert_array_equal(nearest.image(card), colours[cut.mask(numbers)])
 
 
@@ -139,7 +137,7 @@ def test_points_follow_the_pixels() -> None:
 
 def test_flipping_exchanges_left_and_right() -> None:
     cut = CenterCrop().draw((64, 32), (32, 32), np.random.default_rng(0))
-    flipped = replace(cut, flip=True)
+    flipped = cut._replace(flip=True)
     boxes = some_boxes(64, 32)
     np.testing.assert_allclose(
         flipped.boxes(boxes)[:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (32, 0, 32, 0), cut.boxes(boxes)

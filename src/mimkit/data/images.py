@@ -119,7 +119,8 @@ class ImageList(Examples):
             BadImage: the store cannot read it.
         """
         if self.store is None or self.positions is None:
-            return Path(self.path(index))
+            path = self.path(index)
+            return path if isinstance(path, Path) else Path(path)
         return self.store.read(int(self.positions[index]))
 
     @property

@@ -72,7 +72,7 @@ def open_image(
         BadImage: the file cannot be read as an image.
         ValueError: another number of channels, or a decoder that is not installed.
     """
-    if not isinstance(source, str | Path | bytes):
+    if not isinstance(source, (str, Path, bytes)):  # a union would be made for each image
         return with_channels(as_picture(source), channels)
     if channels not in (1, 3) or choose_decoder(decode) == "pillow":
         return PillowPicture(read_image(source, channels))

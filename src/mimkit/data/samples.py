@@ -7,11 +7,12 @@ one axis, is taken as it is.
 Shapes: B batch, C channels, H W pixels of a view.
 """
 
+import functools
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from mimkit.views import Crop, Cut, Picture, Size, View
 
 Example = Mapping[str, Any]
 Inputs = dict[str, Tensor | list[Tensor]]
+UINT8 = np.dtype(np.uint8)
 
 
 class Annotation(ABC):
@@ -127,8 +129,7 @@ class Chosen(Examples):
         return self.examples.channels
 
 
-@dataclass(frozen=True, eq=False)
-class Viewed:
+class Viewed(NamedTuple):
     """What a view has beside its pixels.
 
     Args:
@@ -194,12 +195,16 @@ class Samples:
         """
         index = int(index)
         try:
-            example = {**self.examples.example(index)}
-            source = example.pop("images")
-            picture = open_image(source, self.channels, decode=self.decode)
-            if any(isinstance(value, Annotation) for value in example.values()) and is_turned(source):
+            example = self.examples.example(index)
+            picture = open_image(example["images"], self.channels, decode=self.decode)
+            others = {name: value for name, value in example.items() if name != "images"} if len(example) > 1 else {}
+            if (
+                others
+                and any(isinstance(value, Annotation) for value in others.values())
+                and is_turned(example["images"])
+            ):
                 raise BadImage("", "turned by its EXIF data, and its annotations may be of the pixels as stored")
-            return [self._view(picture, example, *pair) for pair in zip(keys.tolist(), pixels, strict=True)]
+            return [self._view(picture, others, key, out) for key, out in zip(keys.tolist(), pixels, strict=True)]
         except BadImage as error:  # some formats decode only when a view is cut
             return BadImage(self.examples.path(index), error.reason)
         except Exception as error:
@@ -217,26 +222,34 @@ class Samples:
         others = {name: collated(name, [one.others.get(name) for one in viewed]) for name in names}
         return {"images": torch.from_numpy(pixels).permute(0, 3, 1, 2), **others}
 
-    def _view(self, picture: Picture, example: Example, key: int, out: np.ndarray) -> Viewed:
+    @functools.cached_property
+    def _crop(self) -> Crop | None:
+        """The view, where it is a crop that only draws; looked up once, as it is asked for with each image."""
+        return self.view if isinstance(self.view, Crop) and type(self.view).__call__ is Crop.__call__ else None
+
+    def _view(self, picture: Picture, others: Example, key: int, out: np.ndarray) -> Viewed:
         rng = np.random.default_rng(key % 2**64)
-        if isinstance(self.view, Crop) and type(self.view).__call__ is Crop.__call__:
-            cut = self.view.draw(picture.size, self.size, rng)
+        if self._crop is not None:
+            cut = self._crop.draw(picture.size, self.size, rng)
             out[:] = self._checked(cut.image(picture))
-            return Viewed({name: cut_alike(name, value, cut, picture.size) for name, value in example.items()}, cut)
-        for name, value in example.items():
+            if others:
+                others = {name: cut_alike(name, value, cut, picture.size) for name, value in others.items()}
+            return Viewed(others, cut)
+        for name, value in others.items():
             if isinstance(value, Annotation):
                 raise ValueError(
                     f"the view {name_of(self.view)} does not say where it cuts, so that {name} cannot follow the "
                     "image: it must be a mimkit.views.Crop that only draws"
                 )
         out[:] = self._checked(self.view(picture, self.size, rng))
-        return Viewed(example, None)
+        return Viewed(others, None)
 
     def _checked(self, pixels: np.ndarray) -> np.ndarray:
         """What a view has made, as [H, W, C]."""
-        pixels = pixels[:, :, None] if np.ndim(pixels) == 2 else pixels
         expected = (*self.size, self.channels)
-        if not isinstance(pixels, np.ndarray) or pixels.shape != expected or pixels.dtype != np.uint8:
+        if isinstance(pixels, np.ndarray) and pixels.ndim == 2:
+            pixels = pixels[:, :, None]
+        if not isinstance(pixels, np.ndarray) or pixels.shape != expected or pixels.dtype != UINT8:
             made = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
             raise ValueError(f"the view {name_of(self.view)} made {made}, expected uint8 {expected}")
         return pixels
