@@ -78,7 +78,8 @@ def pretrain(
     with launch.on_machine(machine) as (device, world):
         if world.on_main(lambda: is_of_this_job(out)):
             given = recipe if isinstance(recipe, Recipe) or ":" in recipe else None
-            run, job = Run(out), replan(Run(out), machine, device, world, data=data, recipe=given)
+            run = Run(out)
+            job = replan(run, machine, device, world, data=data, recipe=given)
             return launch.resume(job, run, machine, device, world, callbacks=callbacks)
         world.on_main(lambda: refuse_nonempty(out, overwrite=overwrite))
         here = settings.data if isinstance(settings.data, Path) and settings.data.is_dir() else None

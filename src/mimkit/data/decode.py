@@ -5,13 +5,16 @@ import io
 import os
 import struct
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from mimkit.errors import BadImage
+
+Made = TypeVar("Made")
 
 # Twice the size at which Pillow warns: photographs of 108 megapixels pass (0.7 GB at most), decompression bombs do not.
 MAX_PIXELS = 178_956_970
@@ -50,18 +53,7 @@ def read_image(path: str | Path | bytes, channels: int = 3) -> Image.Image:
     """
     if channels not in (1, 3):
         raise ValueError(f"images are read with 1 or 3 channels, got {channels}")
-    opened = io.BytesIO(path) if isinstance(path, bytes) else None
-    path = "bytes" if isinstance(path, bytes) else path
-    try:
-        with opened or open(path, "rb") as file:
-            image = identify(file, path)
-            refuse_bombs(image.size, path)
-            _load(image)
-            return in_mode(image, "RGB" if channels == 3 else "L")
-    except (BadImage, MemoryError):
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
-        raise BadImage(path, _reason(error)) from error
+    return _decoded(path, lambda image: in_mode(image, "RGB" if channels == 3 else "L"))
 
 
 def read_values(path: str | Path) -> np.ndarray:
@@ -73,15 +65,22 @@ def read_values(path: str | Path) -> np.ndarray:
     Raises:
         BadImage: the file cannot be read as an image.
     """
+    return _decoded(path, np.asarray)
+
+
+def _decoded(path: str | Path | bytes, finish: Callable[[Image.Image], Made]) -> Made:
+    """What `finish` makes of a file's first frame, or of that of its content; any error in it is a `BadImage`."""
+    opened = io.BytesIO(path) if isinstance(path, bytes) else None
+    path = "bytes" if isinstance(path, bytes) else path
     try:
-        with open(path, "rb") as file:
+        with opened or open(path, "rb") as file:
             image = identify(file, path)
             refuse_bombs(image.size, path)
             _load(image)
-            return np.asarray(image)
+            return finish(image)
     except (BadImage, MemoryError):
         raise
-    except Exception as error:
+    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
         raise BadImage(path, _reason(error)) from error
 
 

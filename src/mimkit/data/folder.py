@@ -173,11 +173,11 @@ def _open_store(data: Location, cache: Cache | None) -> Store | None:
 
 
 def _split_folders(data: Data) -> tuple[ImageList, ImageList] | None:
-    if not isinstance(data, str | Path) or isinstance(located(data), str):
+    where = located(data) if isinstance(data, str | Path) else None
+    if not isinstance(where, Path):
         return None
-    data = Path(located(data))
-    folders = [data / name for name in HELD_OUT_NAMES if (data / name).is_dir()]
-    train = StringArray.of(_walk(data / "train") if folders and (data / "train").is_dir() else [])
+    folders = [where / name for name in HELD_OUT_NAMES if (where / name).is_dir()]
+    train = StringArray.of(_walk(where / "train") if folders and (where / "train").is_dir() else [])
     if not len(train):
         return None
     for folder in folders:
@@ -186,8 +186,8 @@ def _split_folders(data: Data) -> tuple[ImageList, ImageList] | None:
             continue
         ours, theirs = _top_folders(train), _top_folders(held_out)
         if ours is None or theirs is None or len(classes := sorted({*ours.numbers, *theirs.numbers})) < 2:
-            return ImageList(data / "train", train), ImageList(folder, held_out)
-        return _labelled(data / "train", train, ours, classes), _labelled(folder, held_out, theirs, classes)
+            return ImageList(where / "train", train), ImageList(folder, held_out)
+        return _labelled(where / "train", train, ours, classes), _labelled(folder, held_out, theirs, classes)
     return None
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from mimkit.data.images import ImageList
 from mimkit.data.memory import ImagesInMemory
-from mimkit.data.samples import Samples, name_of
+from mimkit.data.samples import Samples
 from mimkit.errors import BadImage
 from mimkit.randomness import sample_keys
+from mimkit.records import name_of
 
 EXAMPLES, VIEWS, MOST_TRIED = 4, 8, 100
 

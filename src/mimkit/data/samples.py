@@ -22,6 +22,7 @@ from mimkit.data.decode import is_turned
 from mimkit.data.jpeg import Decoder, open_image
 from mimkit.errors import BadImage, naming
 from mimkit.files import Location
+from mimkit.records import name_of
 from mimkit.views import Crop, Cut, Picture, Size, View
 
 Example = Mapping[str, Any]
@@ -301,8 +302,3 @@ def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(
         np.ascontiguousarray(array, dtype=other.get(array.dtype.name, array.dtype.newbyteorder("=")))
     )
-
-
-def name_of(view: View) -> str:
-    """Of a view's class, or of a function."""
-    return getattr(view, "__name__", type(view).__name__)

@@ -8,9 +8,15 @@ Shapes: B batch, C image channels, H W pixels, D width.
 import torch
 from torch import Tensor
 
+from mimkit.backbones import Encoder
 from mimkit.data import ImageList, Samples, load_in_order
 from mimkit.image_encoder import ImageEncoder
 from mimkit.views import CenterCrop
+
+
+def centred(images: ImageList, encoder: Encoder) -> Samples:
+    """Images as an encoder sees them in evaluations: the middle of each, at its size."""
+    return Samples(images, view=CenterCrop(), size=encoder.image_size, channels=encoder.channels)
 
 
 def extract(
@@ -30,8 +36,7 @@ def extract(
     was_training = encoder.training
     encoder.to(device).eval()
     with torch.inference_mode():
-        samples = Samples(images, view=CenterCrop(), size=encoder.image_size, channels=encoder.encoder.channels)
-        for batch in load_in_order(samples, workers=workers, batch_size=batch_size):
+        for batch in load_in_order(centred(images, encoder.encoder), workers=workers, batch_size=batch_size):
             if len(batch.indices):
                 features.append(encoder(batch.images.to(device)).float().cpu())
                 indices.append(batch.indices)

@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from mimkit.data import ImageList, Samples, load_in_order
+from mimkit.data import ImageList, load_in_order
 from mimkit.data.order import SHARDS_AT_ONCE
 from mimkit.evaluation import probes
 from mimkit.evaluation import reconstruction as pictures
-from mimkit.evaluation.features import extract
+from mimkit.evaluation.features import centred, extract
 from mimkit.files import write_bytes, write_text
 from mimkit.image_encoder import ImageEncoder
 from mimkit.method import Method
 from mimkit.randomness import sample_keys, scramble
-from mimkit.views import CenterCrop
 
 
 def subset(images: ImageList, count: int) -> ImageList:
@@ -33,12 +32,6 @@ def subset(images: ImageList, count: int) -> ImageList:
         few = shards[order[: max(SHARDS_AT_ONCE, enough)]]
         chosen = chosen[np.isin(images.shards[chosen], few)]
     return images.take(chosen[:count])
-
-
-def centred(method: Method, images: ImageList) -> Samples:
-    """The images as a method sees them in evaluations: the middle of each, at its size."""
-    encoder = method.encoder
-    return Samples(images, view=CenterCrop(), size=encoder.image_size, channels=encoder.channels)
 
 
 class OnlineProbe:
@@ -93,7 +86,7 @@ class OnlineProbe:
     def masked_loss(self) -> float:
         """The method's loss on held-out images, always with the same masks."""
         losses = []
-        samples = centred(self.method, self.held_out)
+        samples = centred(self.held_out, self.method.encoder)
         for batch in load_in_order(samples, workers=self.workers, batch_size=self.batch_size):
             if len(batch.indices):
                 keys = sample_keys(0, 0, batch.indices).to(self.device)
@@ -116,7 +109,7 @@ class OnlineReconstructions:
         self.method, self.images, self.folder, self.device = method, images, folder / "reconstructions", device
 
     def __call__(self, step: int) -> None:
-        for batch in load_in_order(centred(self.method, self.images)):
+        for batch in load_in_order(centred(self.images, self.method.encoder)):
             if not len(batch.indices):
                 continue
             keys = sample_keys(0, 0, batch.indices).to(self.device)
